@@ -1,0 +1,91 @@
+"""Choose each method's weight on validation: the same grid, epochs and seeds for every method; test is never looked at.
+
+Usage: python -m benchmarks.select_weights vision/digits --out benchmarks/selection/digits.json
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from statistics import mean
+from typing import Annotated, Any
+
+import typer
+
+from limbeck.engine.config import PLAIN, TEACHER, PairConfig, load_pair
+from limbeck.engine.weights import write_json
+
+FACTORS = (0.001, 0.01, 0.1, 1.0)  # of the weight that the method's authors use
+SEEDS = (100, 101, 102)  # none of the suites' seeds
+
+
+def scaled(pair: PairConfig, method: str, factor: float) -> PairConfig:
+    """The pair with one method's link weights multiplied."""
+    copy = pair.model_copy(deep=True)
+    for link in copy.methods[method].links:
+        link["weight"] = link["weight"] * factor
+    return copy
+
+
+def validate(config: str, method: str, factor: float, seed: int, work: str) -> dict[str, Any]:
+    """Train once; give the validation metric."""
+    from limbeck.engine.run import RunOptions, execute
+    from limbeck.engine.single import single_run
+    from limbeck.errors import TrainingStopped
+
+    pair = load_pair(config)
+    out = Path(work)
+    if method not in (PLAIN, TEACHER):
+        pair = scaled(pair, method, factor)
+    run = single_run(pair, method, seed, out)
+    if method == TEACHER:
+        options = RunOptions(out=out / "runs", records=out / "records", threads=1, latency_ms=0.0)
+    else:
+        options = RunOptions(out=out / "runs" / f"x{factor}", cache=out / "cache", threads=1, latency_ms=0.0)
+        if "teacher" in run.model["members"]:
+            teacher = run.model["members"]["teacher"]
+            teacher["weights"] = str(out / "runs" / teacher["weights"].removeprefix("run://") / "student.safetensors")
+    try:
+        record = execute(run, options)
+    except TrainingStopped as error:
+        return dict(method=method, factor=factor, seed=seed, value=None, stopped=str(error))
+    assert record is not None
+    return dict(method=method, factor=factor, seed=seed, value=record.val_metrics[pair.metric.primary])
+
+
+def main(
+    config: str,
+    out: Annotated[Path, typer.Option(help="Where the grid's results go.")],
+    jobs: int = 2,
+    work: Path = Path("out/select"),
+    seeds: Annotated[int, typer.Option(help="How many of the selection seeds.")] = len(SEEDS),
+) -> None:
+    """Run the grid and write every validation value and the choice."""
+    pair = load_pair(config)
+    folder = str(work / config.replace("/", "-"))
+    grid = [(m, f, s) for s in SEEDS[:seeds] for m in pair.methods for f in FACTORS]
+    grid += [(PLAIN, 1.0, s) for s in SEEDS[:seeds]]
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        pool.submit(validate, config, TEACHER, 1.0, 0, folder).result()
+        futures = [pool.submit(validate, config, m, f, s, folder) for m, f, s in grid]
+        rows = []
+        for future in futures:
+            rows.append(future.result())
+            typer.echo(rows[-1])
+    chosen = {}
+    for method in pair.methods:
+        means = {}
+        for factor in FACTORS:
+            values = [r["value"] for r in rows if r["method"] == method and r["factor"] == factor]
+            if None not in values:
+                means[factor] = mean(values)
+        chosen[method] = dict(
+            factor=max(means, key=lambda f: means[f]), validation={str(f): round(v, 3) for f, v in means.items()}
+        )
+    plain = mean(r["value"] for r in rows if r["method"] == PLAIN)
+    write_json(out, dict(config=config, metric=pair.metric.primary, plain=round(plain, 3), chosen=chosen, runs=rows))
+
+
+if __name__ == "__main__":
+    typer.run(main)

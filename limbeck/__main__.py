@@ -1,0 +1,5 @@
+"""`python -m limbeck`, as torchrun wants it."""
+
+from limbeck.cli import main
+
+main()

@@ -1,0 +1,174 @@
+"""`limbeck bench`, `limbeck demo` and `limbeck reproduce`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from limbeck.engine.bench import Outcome
+
+app = typer.Typer(no_args_is_help=True)
+
+SuiteArgument = Annotated[str, typer.Argument(help="A suite: see `limbeck bench list`, or a .toml file.")]
+JobsOption = Annotated[int, typer.Option("--jobs", "-j", help="Runs at a time; 0 is one a core.")]
+SeedsOption = Annotated[int | None, typer.Option(help="Only the first N seeds.")]
+OnlyOption = Annotated[list[str] | None, typer.Option("--only", help="Only this method, and plain; repeatable.")]
+RayOption = Annotated[str | None, typer.Option("--ray", help="Address of a Ray cluster that shares --out, or 'local'.")]
+DeviceOption = Annotated[str, typer.Option(help="cpu, cuda or auto.")]
+ThreadsOption = Annotated[int, typer.Option(help="Threads of each run; last bits of figures depend on it.")]
+
+
+@app.command("run")
+def run(
+    suite: SuiteArgument,
+    out: Annotated[Path | None, typer.Option(help="Output folder; default out/SUITE.")] = None,
+    seeds: SeedsOption = None,
+    only: OnlyOption = None,
+    jobs: JobsOption = 0,
+    threads: ThreadsOption = 1,
+    device: DeviceOption = "cpu",
+    ray: RayOption = None,
+) -> None:
+    """Make the runs of a suite that have no record yet, and show the table.
+
+    Example: limbeck bench run demo --only KD --seeds 2
+    """
+    outcome = _run(suite, out or Path("out") / Path(suite).stem, seeds, only, jobs, threads, device, ray)
+    raise typer.Exit(1 if outcome.failed else 0)
+
+
+@app.command("list")
+def list_() -> None:
+    """List the suites.
+
+    Example: limbeck bench list
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from limbeck.engine.suite import load_suite, plan, suites
+
+    table = Table("suite", "what", "runs", "time on 2 cores", box=None)
+    for name in suites():
+        suite = load_suite(name)
+        table.add_row(name, suite.title, str(len(plan(suite))), suite.minutes)
+    Console().print(table)
+
+
+@app.command("status")
+def status(
+    suite: SuiteArgument,
+    out: Annotated[Path | None, typer.Option(help="Output folder; default out/SUITE.")] = None,
+    seeds: SeedsOption = None,
+) -> None:
+    """Say which runs of a suite are done, missing, stale or failed.
+
+    Example: limbeck bench status demo
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from limbeck.engine.bench import Paths
+    from limbeck.engine.suite import load_suite, plan, state
+
+    folder = Paths(out or Path("out") / Path(suite).stem)
+    jobs = plan(load_suite(suite), seeds=seeds)
+    counts: dict[str, int] = {}
+    table = Table("run", "state", "result", box=None)
+    for job in jobs:
+        found, record = state(job, folder.records)
+        counts[found] = counts.get(found, 0) + 1
+        value = "" if record is None else f"{record.primary_metric} {record.value:.2f}"
+        table.add_row(job.id, found, value)
+    console = Console()
+    console.print(table)
+    console.print(", ".join(f"{n} {name}" for name, n in sorted(counts.items())), highlight=False)
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="Output folder.")] = Path("out/demo"),
+    seeds: SeedsOption = None,
+    jobs: JobsOption = 0,
+) -> None:
+    """Distil on real handwritten digits, show the table, and write a page.
+
+    Example: limbeck demo --seeds 2
+    """
+    from limbeck.leaderboard import build_site
+
+    outcome = _run("demo", out, seeds, None, jobs, 1, "cpu", None)
+    page = build_site(out / "records", out / "site", title="Limbeck demo")
+    index = out / "index.html"
+    index.write_text('<!doctype html><meta http-equiv="refresh" content="0; url=site/index.html">\n', encoding="utf-8")
+    typer.echo(f"page: {page}")
+    raise typer.Exit(1 if outcome.failed else 0)
+
+
+def reproduce(
+    suite: SuiteArgument,
+    results: Annotated[Path, typer.Option(help="Records to compare with.")] = Path("results"),
+    out: Annotated[Path | None, typer.Option(help="Output folder; default out/SUITE.")] = None,
+    seeds: SeedsOption = None,
+    only: OnlyOption = None,
+    jobs: JobsOption = 0,
+    threads: ThreadsOption = 1,
+    device: DeviceOption = "cpu",
+    ray: RayOption = None,
+) -> None:
+    """Re-run a suite and say, cell by cell, what matched the committed records.
+
+    Example: limbeck reproduce demo --seeds 2
+    """
+    from rich.console import Console
+
+    from limbeck.leaderboard import render_reproduction, reproduce_results
+
+    folder = out or Path("out") / Path(suite).stem
+    outcome = _run(suite, folder, seeds, only, jobs, threads, device, ray)
+    report = reproduce_results(folder / "records", results)
+    render_reproduction(report, Console())
+    raise typer.Exit(1 if outcome.failed or not report.holds else 0)
+
+
+def _run(
+    name: str,
+    out: Path,
+    seeds: int | None,
+    only: list[str] | None,
+    jobs: int,
+    threads: int,
+    device: str,
+    ray: str | None,
+) -> Outcome:
+    from rich.console import Console
+
+    from limbeck.cli._progress import suite_display
+    from limbeck.engine.bench import run_suite
+    from limbeck.engine.output import pick_device
+    from limbeck.engine.suite import load_suite, plan
+    from limbeck.leaderboard import show_tables
+
+    console = Console()
+    suite = load_suite(name)
+    total = len(plan(suite, seeds=seeds, only=only))
+    with suite_display(console, suite.name, total) as display:
+        outcome = run_suite(
+            suite,
+            out,
+            seeds=seeds,
+            only=only,
+            jobs=jobs,
+            threads=threads,
+            device=device if device == "cpu" else pick_device(device),
+            ray=ray,
+            on_event=display,
+        )
+    if not outcome.made and not outcome.failed:
+        console.print(f"all {len(outcome.found)} records of suite {suite.name} were there already: {out / 'records'}")
+    show_tables(out / "records", console)
+    for identity, message in outcome.failed.items():
+        console.print(f"[red]failed[/] {identity}: {message}", highlight=False)
+    return outcome

@@ -1,0 +1,35 @@
+"""limbeck data: list and get data sets."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(no_args_is_help=True, help="List and get data sets.")
+
+
+@app.command("list")
+def list_() -> None:
+    """List the data sets that can be downloaded.
+
+    Example: limbeck data list
+    """
+    from limbeck.vision.data.get import available
+
+    for name, text in available().items():
+        typer.echo(f"{name}  {text}")
+
+
+@app.command()
+def get(
+    name: Annotated[str, typer.Argument(help="Name of the data set, as 'limbeck data list' shows it.")],
+    quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress.")] = False,
+) -> None:
+    """Download a data set into the cache folder and check it.
+
+    Example: limbeck data get fashion-mnist
+    """
+    from limbeck.vision.data.get import get
+
+    typer.echo(str(get(name, progress=not quiet)))

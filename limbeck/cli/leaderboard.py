@@ -1,0 +1,168 @@
+"""`limbeck leaderboard`: shows, builds, compares, verifies and reproduces results."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(no_args_is_help=True, help="Show, build, compare, verify and reproduce benchmark results.")
+
+ResultsFolder = Annotated[Path, typer.Option("--results", help="Folder of records.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+Names = Annotated[list[str] | None, typer.Argument(metavar="[BENCHMARK]...", help="All when none is named.")]
+RESULTS = Path("results")
+
+
+@app.command()
+def show(benchmarks: Names = None, results: ResultsFolder = RESULTS, as_json: AsJson = False) -> None:
+    """Print the tables of benchmarks: mean ± interval, gain over the plain student, rank, cost.
+
+    Example: limbeck leaderboard show demo
+    """
+    from limbeck.leaderboard.render import render
+    from limbeck.leaderboard.store import load_results
+    from limbeck.leaderboard.table import build_tables, to_json
+
+    tables = build_tables(load_results(results, benchmarks=benchmarks))
+    if as_json:
+        _print_json([to_json(t) for t in tables])
+        return
+    console = _console()
+    for table in tables:
+        render(table, console)
+
+
+@app.command()
+def build(
+    results: ResultsFolder = RESULTS,
+    out: Annotated[Path, typer.Option(help="Folder of the page.")] = Path("out/leaderboard"),
+    benchmark: Annotated[list[str] | None, typer.Option(help="Only this one; may be repeated.")] = None,
+    title: Annotated[str, typer.Option(help="Heading of the page.")] = "Limbeck leaderboard",
+    readme: Annotated[Path | None, typer.Option(help="Also regenerate the tables in this Markdown file.")] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Write nothing; exit 1 when the tables in --readme are stale.")
+    ] = False,
+) -> None:
+    """Build the static page of the results, and the tables of a README.
+
+    Example: limbeck leaderboard build --out out/leaderboard --readme README.md
+    """
+    from limbeck.leaderboard.render import update_markdown
+    from limbeck.leaderboard.site import build_site
+    from limbeck.leaderboard.store import load_results
+    from limbeck.leaderboard.table import build_tables
+
+    if check:
+        file = readme or Path("README.md")
+        if update_markdown(file, build_tables(load_results(results)), check=True):
+            typer.echo(
+                f"{file}: tables are stale; run: limbeck leaderboard build --results {results} --readme {file}",
+                err=True,
+            )
+            raise typer.Exit(1)
+        typer.echo(f"{file}: tables are what the records say")
+        return
+    typer.echo(build_site(results, out, benchmarks=benchmark, title=title))
+    if readme is not None:
+        stale = update_markdown(readme, build_tables(load_results(results)))
+        typer.echo(f"{readme}: {'tables regenerated' if stale else 'tables were up to date'}")
+
+
+@app.command()
+def compare(
+    benchmark: str,
+    a: str,
+    b: str,
+    results: ResultsFolder = RESULTS,
+    pair: Annotated[str | None, typer.Option(help="One pair; all that have both methods otherwise.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare two methods on the seeds that both have: difference, interval, p, cost ratios.
+
+    Example: limbeck leaderboard compare demo DKD KD
+    """
+    from limbeck.leaderboard.compare import compare_benchmark, comparison_json, render_comparison
+    from limbeck.leaderboard.store import load_results
+
+    found = compare_benchmark(load_results(results, benchmarks=[benchmark]), benchmark, a, b, pair=pair)
+    if as_json:
+        _print_json([comparison_json(f) for f in found])
+        return
+    console = _console()
+    for comparison in found:
+        render_comparison(comparison, console)
+
+
+@app.command()
+def verify(benchmarks: Names = None, results: ResultsFolder = RESULTS, as_json: AsJson = False) -> None:
+    """Evaluate the zoo's weights again and say whether each record holds; exit 1 when one is off.
+
+    Example: limbeck leaderboard verify --results results
+    """
+    from limbeck.leaderboard.store import load_results
+    from limbeck.leaderboard.verify import verification_json, verify_records
+
+    loaded = load_results(results, benchmarks=benchmarks)
+    evaluate, weights = _evaluation()
+    records = list({r.id: r for group in loaded for r in group.records}.values())
+    done = []
+    with _progress(not as_json) as progress:
+        for one in progress.track(verify_records(records, evaluate, weights), total=len(records), description="verify"):
+            done.append(one)
+            if not as_json and one.verdict != "no weights":
+                progress.console.print(f"{one.id}: {one.text}", markup=False, highlight=False)
+    counts = {v: sum(d.verdict == v for d in done) for v in ("holds", "off", "no weights")}
+    if as_json:
+        _print_json([verification_json(d) for d in done])
+    else:
+        typer.echo(", ".join(f"{n} {verdict}" for verdict, n in counts.items()))
+    if counts["off"]:
+        raise typer.Exit(1)
+
+
+@app.command()
+def reproduce(ours: Path, theirs: Path, as_json: AsJson = False) -> None:
+    """Look for each cell of THEIRS in OURS: identical, within interval, differs, missing; exit 1 for the last two.
+
+    Example: limbeck leaderboard reproduce my-results results
+    """
+    from limbeck.leaderboard.compare import comparison_json, render_reproduction, reproduce_results
+
+    found = reproduce_results(ours, theirs)
+    if as_json:
+        _print_json(comparison_json(found))
+    else:
+        render_reproduction(found, _console())
+    if not found.holds:
+        raise typer.Exit(1)
+
+
+def _evaluation() -> tuple[Any, Any]:
+    from limbeck.engine.evaluate import evaluate_weights
+    from limbeck.zoo import weight_files
+
+    return evaluate_weights, weight_files()
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    console = Console()
+    # a pipe has no width of its own; 80 columns would cut the tables
+    return console if console.is_terminal else Console(width=max(100, console.width))
+
+
+def _progress(visible: bool) -> Any:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=Console(soft_wrap=True), disable=not visible, transient=True)
+
+
+def _print_json(value: Any) -> None:
+    import json
+
+    typer.echo(json.dumps(value, indent=1))

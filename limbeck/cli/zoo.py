@@ -1,0 +1,178 @@
+"""`limbeck zoo`: find, use, export and publish students."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from limbeck.zoo.card import Card
+
+app = typer.Typer(no_args_is_help=True)
+
+NameArgument = Annotated[str, typer.Argument(help="A student: see `limbeck zoo list`.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+BAR_FROM = 64  # images; fewer are done before a bar is read
+
+
+@app.command("list")
+def list_(
+    task: Annotated[str | None, typer.Option(help="Only this task: image-classification, …")] = None,
+    method: Annotated[str | None, typer.Option(help="Only this method: KD, DIST, plain, teacher, …")] = None,
+    json: JsonOption = False,
+) -> None:
+    """List the students, with the figures of their records.
+
+    Example: limbeck zoo list --task image-classification --method KD
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from limbeck.zoo import list_students
+
+    cards = list_students(task, method)
+    if json:
+        _print_json([card.model_dump(mode="json") for card in cards])
+        return
+    if not cards:
+        known = sorted({card.method for card in list_students()})
+        typer.echo(f"no such students; the zoo has methods: {', '.join(known) or 'none yet'}")
+        return
+    table = Table("name", "task", "method", "benchmark", "result", box=None)
+    for title in ("parameters", "MFLOPs", "file kB"):
+        table.add_column(title, justify="right")
+    for card in cards:
+        flops = "" if card.flops is None else f"{card.flops / 1e6:.2f}"
+        result = f"{card.primary_metric} {card.value:.2f}"
+        size = f"{card.file_bytes / 1e3:.0f}"
+        table.add_row(card.name, card.task, card.method, card.benchmark, result, f"{card.parameters:,}", flops, size)
+    Console().print(table)
+
+
+@app.command()
+def info(name: NameArgument, json: JsonOption = False) -> None:
+    """Say what a student is: figures, record, preprocessing, classes, licences and limits.
+
+    Example: limbeck zoo info resnet8w4.digits_kd
+    """
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from limbeck.zoo import find
+
+    card = find(name)
+    if json:
+        _print_json(card.model_dump(mode="json"))
+        return
+    table = Table(box=None, show_header=False)
+    for key, value in _facts(card).items():
+        table.add_row(f"[bold]{key}[/]", Text(value))
+    Console().print(table)
+
+
+@app.command()
+def predict(
+    name: NameArgument,
+    paths: Annotated[list[Path], typer.Argument(help="Image files, and folders of them.")],
+    out: Annotated[Path | None, typer.Option(help="Write all predictions to this JSON file.")] = None,
+    top_k: Annotated[int, typer.Option(min=1, help="Classes listed for each image.")] = 1,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 32,
+    invert: Annotated[bool, typer.Option("--invert", help="Swap black and white first: dark ink on paper.")] = False,
+    device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "cpu",
+) -> None:
+    """Say what a student sees in images.
+
+    Example: limbeck zoo predict resnet8w4.digits_kd seven.png scans/ --out predictions.json
+    """
+    from rich.console import Console
+    from rich.progress import track
+
+    from limbeck.engine.weights import write_json
+    from limbeck.zoo import Predictor
+    from limbeck.zoo.images import image_files
+
+    console = Console(stderr=True)
+    files = [file for path in paths for file in (image_files(path) if path.is_dir() else [path])]
+    predictor = Predictor(name, device, batch_size, top_k=top_k, invert=invert)
+    shown = len(files) >= BAR_FROM and console.is_terminal
+    stream = track(predictor.stream(files), name, len(files), console=console, disable=not shown)
+    found = list(stream)
+    if out is not None:
+        write_json(out, {"student": name, "predictions": [p.to_dict() for p in found]})
+        typer.echo(f"{len(found)} predictions in {out}")
+        return
+    for prediction in found:
+        typer.echo("\t".join([str(prediction.source), *(f"{label} {chance:.4f}" for label, chance in prediction.top)]))
+
+
+@app.command()
+def export(
+    name: NameArgument,
+    out: Annotated[Path, typer.Option(help="The file to write.")],
+    format: Annotated[str, typer.Option(help="onnx, torchscript or torch-export.")] = "onnx",
+    check: Annotated[bool, typer.Option("--check/--no-check", help="Compare with torch on test images.")] = True,
+) -> None:
+    """Export a student, with its preprocessing and classes inside, and check the file against torch.
+
+    Example: limbeck zoo export resnet8w4.digits_kd --out digits.onnx
+    """
+    from limbeck.zoo import export_student
+
+    report = export_student(name, out, format, check)
+    typer.echo(f"{report.path}: {report.format}, {report.file_bytes / 1e3:.0f} kB, sha256 {report.sha256}")
+    if report.max_difference is not None:
+        what = f"{report.samples} {report.inputs} images"
+        typer.echo(f"largest difference from torch on {what}: {report.max_difference:.1e}")
+
+
+@app.command()
+def add(
+    record: Annotated[Path, typer.Argument(help="The record of the run, a JSON file.")],
+    weights: Annotated[Path, typer.Argument(help="The student.safetensors of the run.")],
+    name: Annotated[str | None, typer.Option(help="ARCHITECTURE.TAG; made from the record where not given.")] = None,
+    zoo: Annotated[
+        Path | None, typer.Option(help="Zoo folder; default $LIMBECK_ZOO, or the one in the package.")
+    ] = None,
+) -> None:
+    """Put a run's student into the zoo (for maintainers).
+
+    Example: limbeck zoo add RUN/kd/seed0.json RUN/student.safetensors
+    """
+    from limbeck.zoo import add_student
+
+    card = add_student(record, weights, name, zoo)
+    typer.echo(f"{card.name}: {card.primary_metric} {card.value:.2f}, {card.file_bytes / 1e3:.0f} kB, {card.file}")
+
+
+def _facts(card: Card) -> dict[str, str]:
+    spec = card.preprocessing
+    channels, height, width = spec.input_size
+    numbers = {name: f"{value:.4g}" for name, value in card.metrics.items()}
+    return {
+        "name": card.name,
+        "task": card.task,
+        "method": f"{card.method}, seed {card.seed}",
+        "teacher": card.teacher or "none",
+        "data": f"{card.dataset.name}: {card.dataset.source}; {card.dataset.licence}",
+        "results": ", ".join(f"{name} {value}" for name, value in numbers.items()),
+        "record": card.record,
+        "parameters": f"{card.parameters:,}",
+        "FLOPs": "not counted" if card.flops is None else f"{card.flops:,}",
+        "input": f"{channels} × {height} × {width}, mean {list(spec.mean)}, std {list(spec.std)}; {spec.note}",
+        "classes": ", ".join(card.classes),
+        "file": f"{card.file}, {card.file_bytes:,} bytes",
+        "sha256": card.sha256,
+        "licence": card.licence,
+        "use": card.intended_use,
+        "limits": card.limits,
+        "code": card.code_version,
+    }
+
+
+def _print_json(value: Any) -> None:
+    from json import dumps
+
+    typer.echo(dumps(value, indent=1, ensure_ascii=False))

@@ -1,0 +1,80 @@
+"""Task adapters: how a task's models turn a batch into losses, logits, predictions and targets."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+
+@dataclass(slots=True)
+class Batch:
+    """A preprocessed batch: the network input of the deployed member, the targets, and which samples these are."""
+
+    inputs: Any
+    targets: Any = None
+    ids: Tensor | None = None
+    views: Tensor | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Forward:
+    """One member's forward: task loss terms (trained members only) and the tensors offered as taps by name."""
+
+    losses: dict[str, Tensor] = field(default_factory=dict)
+    offers: dict[str, Any] = field(default_factory=dict)
+
+
+class Metric(Protocol):
+    """A task's metric, fed with predictions; registered by name in METRICS."""
+
+    def reset(self) -> None:
+        """Forget everything."""
+
+    def update(self, predictions: list[Any], teacher: list[Any] | None = None) -> None:
+        """Take a batch's predictions, and the teacher's on the same batch where agreement is asked for."""
+
+    def values(self) -> dict[str, float]:
+        """Standard name → value over everything seen since the reset."""
+        ...
+
+    def per_class(self) -> dict[str, list[float]]:
+        """Metric → one value a class, in the data set's order; empty where the task has none."""
+        ...
+
+
+class TaskAdapter(ABC):
+    """Teaches the engine one task. Stateless but for its options; one instance serves every member."""
+
+    offers: tuple[str, ...] = ("logits",)
+
+    @abstractmethod
+    def preprocessor(self, deploy: nn.Module) -> nn.Module:
+        """The mmengine data preprocessor that turns a loader's batch into `dict(inputs=…, data_samples=…)`."""
+
+    @abstractmethod
+    def batch(self, inputs: Any, data_samples: Any) -> Batch:
+        """Name the parts of a preprocessed batch."""
+
+    @abstractmethod
+    def member_inputs(self, batch: Batch, deploy: nn.Module, member: nn.Module) -> Any:
+        """The batch as `member` wants it: converted from the deployed member's normalisation to its own."""
+
+    @abstractmethod
+    def forward(self, model: nn.Module, inputs: Any, batch: Batch, *, with_loss: bool) -> Forward:
+        """Run a member once; with its task losses where asked."""
+
+    @abstractmethod
+    def predict(self, model: nn.Module, inputs: Any, batch: Batch) -> list[Any]:
+        """Per-sample predictions, as the task's metric takes them."""
+
+    @abstractmethod
+    def example(self, deploy: nn.Module) -> Batch:
+        """A tiny batch of the right shape, to find tap shapes without data."""
+
+    def describe(self, deploy: nn.Module, member: nn.Module) -> dict[str, Any]:
+        """What decides how `member`'s input is made from the data set's pixels; part of the teacher cache's key."""
+        return dict(adapter=type(self).__name__)

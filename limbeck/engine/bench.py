@@ -1,0 +1,297 @@
+"""Runs a suite: only what is missing, teachers before students, on local processes or through Ray.
+
+A finished run is a record that was renamed into place; whatever kills this process, finished runs stay, and an
+interrupted one goes on from its last epoch next time.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Thread
+from typing import Any, Protocol
+
+from limbeck.engine.config import TEACHER, load_pair
+from limbeck.engine.events import Event
+from limbeck.engine.output import check_output, exclusive
+from limbeck.engine.record import RunRecord
+from limbeck.engine.suite import Job, Suite, plan, resolve, state
+from limbeck.errors import OutputError, TrainingStopped
+
+
+@dataclass(frozen=True)
+class Paths:
+    """Folders of one suite's output."""
+
+    out: Path
+
+    @property
+    def records(self) -> Path:
+        """One JSON a run."""
+        return self.out / "records"
+
+    @property
+    def runs(self) -> Path:
+        """Weights, logs and checkpoints, a folder a run."""
+        return self.out / "runs"
+
+    @property
+    def cache(self) -> Path:
+        """Teacher caches."""
+        return self.out / "cache"
+
+
+@dataclass
+class Outcome:
+    """How a suite's runs ended."""
+
+    found: list[str] = field(default_factory=list)
+    made: list[str] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+
+
+class Pool(Protocol):
+    """Where jobs run."""
+
+    def submit(self, function: Callable[..., Any], *args: Any) -> Future: ...
+
+
+def run_suite(
+    suite: Suite,
+    out: str | Path,
+    *,
+    seeds: int | None = None,
+    only: list[str] | None = None,
+    jobs: int = 0,
+    threads: int = 1,
+    device: str = "cpu",
+    ray: str | None = None,
+    on_event: Callable[[Event], None] = lambda event: None,
+) -> Outcome:
+    """Make every run of a suite that has no record yet.
+
+    Args:
+        out: holds records/, runs/ and cache/.
+        jobs: runs at a time; 0 is one a core.
+        threads: of each run; figures depend on it in the last bits, so suites use 1.
+        ray: address of a Ray cluster that shares `out`, or 'local'.
+    Raises: UserError before anything is trained.
+    """
+    paths = Paths(Path(out))
+    workers = jobs or os.cpu_count() or 1
+    planned = plan(suite, seeds=seeds, only=only)
+    check_output(paths.out)
+    outcome = Outcome()
+    with exclusive(paths.out):
+        todo = _missing(planned, paths, outcome, on_event)
+        if todo:
+            opened = _ray_pool(ray, threads) if ray else _local_pool(workers, threads)
+            with opened as pool, _listening(pool, on_event) as events:
+                _drive(todo, pool, _Settings(paths, device, threads, workers, events), outcome, on_event)
+    return outcome
+
+
+@dataclass(frozen=True)
+class _Settings:
+    paths: Paths
+    device: str
+    threads: int
+    jobs: int
+    events: Any
+    latency: dict[str, dict[str, float]] = field(default_factory=dict)
+
+
+def _missing(planned: list[Job], paths: Paths, outcome: Outcome, on_event: Callable[[Event], None]) -> list[Job]:
+    """Jobs without a current record; a teacher whose weights are gone is made again when a student needs it."""
+    states = {job.id: state(job, paths.records)[0] for job in planned}
+    needed = {job.teacher_id for job in planned if states[job.id] != "done" and job.teacher_id}
+    todo = []
+    for job in planned:
+        weights = paths.runs / job.id / "student.safetensors"
+        if states[job.id] == "done" and (job.id not in needed or weights.is_file()):
+            outcome.found.append(job.id)
+            on_event(Event("skip", job.id))
+        else:
+            todo.append(job)
+    return todo
+
+
+def _drive(
+    todo: list[Job], pool: Any, settings: _Settings, outcome: Outcome, on_event: Callable[[Event], None]
+) -> None:
+    configs = list(dict.fromkeys(job.config for job in todo))
+    for config in configs:  # alone on the machine: latency is a figure
+        settings.latency[config] = pool.submit(measure_pair, config, settings.device, settings.threads).result()
+    waiting, running = list(todo), {}
+    pending = {job.id for job in todo if job.method == TEACHER}
+    events = settings.events
+    plain = _Settings(settings.paths, settings.device, settings.threads, settings.jobs, None, settings.latency)
+    try:
+        while waiting or running:
+            ready = [j for j in waiting if len(running) < settings.jobs and j.teacher_id not in pending]
+            for job in ready[: settings.jobs - len(running)]:
+                waiting.remove(job)
+                if job.teacher_id in outcome.failed:
+                    outcome.failed[job.id] = "its teacher failed"
+                    on_event(Event("fail", job.id, text="its teacher failed"))
+                    continue
+                on_event(Event("start", job.id))
+                running[pool.submit(run_job, job.model_dump(), plain, events)] = job
+            done, _ = wait(running, return_when=FIRST_COMPLETED) if running else (set(), set())
+            for future in done:
+                job = running.pop(future)
+                _settle(job, future, outcome, on_event)
+                pending.discard(job.id)
+    except BrokenProcessPool as error:
+        raise OutputError(
+            "a worker process was killed (out of memory?); finished runs are kept: run the same command again, "
+            "with --jobs 1 if it recurs"
+        ) from error
+
+
+def _settle(job: Job, future: Future, outcome: Outcome, on_event: Callable[[Event], None]) -> None:
+    try:
+        text = future.result()
+    except TrainingStopped as error:
+        outcome.failed[job.id] = str(error)
+        on_event(Event("fail", job.id, text=str(error)))
+    else:
+        outcome.made.append(job.id)
+        on_event(Event("finish", job.id, text=text))
+
+
+def run_job(job: dict[str, Any], settings: _Settings, events: Any) -> str:
+    """One job, in a worker process; gives the primary metric as text."""
+    from limbeck.engine.run import RunOptions, execute
+
+    parsed = Job.model_validate(job)
+    kind = TEACHER if parsed.method == TEACHER else "student"
+
+    def report(stage: str, done: int, total: int) -> None:
+        events.put(Event("step", parsed.id, done, total, stage))
+
+    options = RunOptions(
+        out=settings.paths.runs,
+        records=settings.paths.records,
+        cache=settings.paths.cache,
+        device=settings.device,
+        threads=settings.threads,
+        concurrent_jobs=settings.jobs,
+        latency_ms=settings.latency.get(parsed.config, {}).get(kind),
+        progress=report,
+    )
+    record = execute(resolve(parsed, settings.paths.records), options)
+    assert isinstance(record, RunRecord)  # rank 0 always has one
+    return f"{record.primary_metric} {record.value:.2f}"
+
+
+def measure_pair(config: str, device: str, threads: int) -> dict[str, float]:
+    """Median single-sample latency of a pair's teacher and student, in milliseconds."""
+    import torch
+
+    from limbeck.engine.cost import median_latency, set_threads
+    from limbeck.engine.registry import ADAPTERS, MODELS
+
+    set_threads(threads)
+    pair = load_pair(config)
+    adapter = ADAPTERS.make(pair.adapter)
+    found = {}
+    for kind, model_cfg in ((TEACHER, pair.teacher), ("student", pair.student)):
+        model = MODELS.make(model_cfg).to(device)
+        example = adapter.member_inputs(adapter.example(model), model, model)
+        if isinstance(example, torch.Tensor):
+            found[kind] = median_latency(model, example)
+    return found
+
+
+# --- where jobs run ---
+
+
+@contextmanager
+def _local_pool(workers: int, threads: int) -> Iterator[ProcessPoolExecutor]:
+    context = multiprocessing.get_context("spawn")
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # read by the workers when they import torch
+    pool = ProcessPoolExecutor(max_workers=workers, mp_context=context, initializer=_die_with_parent)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _die_with_parent() -> None:
+    """A worker ends when the suite's process is killed: else it would hold its run's folder."""
+    import threading
+    import time
+
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+class _RayPool:
+    """Ray behind the executor's `submit`."""
+
+    def __init__(self, threads: int) -> None:
+        import ray
+
+        self._remote = ray.remote(num_cpus=threads, max_retries=0)(_call)
+
+    def submit(self, function: Callable[..., Any], *args: Any) -> Future:
+        return self._remote.remote(function, *args).future()
+
+
+def _call(function: Callable[..., Any], *args: Any) -> Any:
+    return function(*args)
+
+
+@contextmanager
+def _ray_pool(address: str, threads: int) -> Iterator[_RayPool]:
+    from limbeck.engine.registry import require
+
+    ray = require("ray", "--ray", "bench")
+    started = not ray.is_initialized()
+    if started:
+        ray.init(address=None if address == "local" else address, log_to_driver=False, include_dashboard=False)
+    try:
+        yield _RayPool(threads)
+    finally:
+        if started:
+            ray.shutdown()
+
+
+@contextmanager
+def _listening(pool: Any, on_event: Callable[[Event], None]) -> Iterator[Any]:
+    """A queue that workers put events into, drained by a thread here."""
+    manager = None
+    if isinstance(pool, _RayPool):
+        from ray.util.queue import Queue
+
+        queue: Any = Queue()
+    else:
+        manager = multiprocessing.get_context("spawn").Manager()
+        queue = manager.Queue()
+
+    def drain() -> None:
+        while (event := queue.get()) is not None:
+            on_event(event)
+
+    thread = Thread(target=drain, daemon=True)
+    thread.start()
+    try:
+        yield queue
+    finally:
+        queue.put(None)
+        thread.join(timeout=5)
+        if manager is not None:
+            manager.shutdown()

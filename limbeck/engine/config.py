@@ -1,0 +1,290 @@
+"""Configs: a pair file in pure Python describes a benchmark pair; one method and one seed of it make a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from copy import deepcopy
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from limbeck.engine.record import Selection, Task, record_id
+from limbeck.errors import ConfigError, UnknownName
+
+TEACHER, PLAIN = "teacher", "plain"
+Dict = dict[str, Any]
+# What running somebody's Python file may raise.
+_BROKEN = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    NameError,
+    OSError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+)
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class DataConfig(_Strict):
+    """Data sets by split, and how batches are made."""
+
+    train: Dict
+    val: Dict
+    test: Dict
+    batch_size: int = Field(64, gt=0)
+    eval_batch_size: int = Field(250, gt=0)
+    num_workers: int = Field(0, ge=0)
+
+
+class MetricConfig(_Strict):
+    """The task's metric and which of its values ranks."""
+
+    type: str
+    primary: str = "top1"
+    higher_is_better: bool = True
+
+
+class RecipeConfig(_Strict):
+    """How a member is trained; the same for every method of a pair."""
+
+    epochs: int = Field(gt=0)
+    optimizer: Dict = Field(default_factory=lambda: dict(type="SGD", lr=0.05, momentum=0.9, weight_decay=5e-4))
+    param_scheduler: list[Dict] = Field(default_factory=list)
+    clip_grad: Dict | None = None
+    selection: Selection = "last"
+    val_interval: int | None = Field(None, description="epochs between validations; None validates after the last one")
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    channels_last: bool = False
+    save_dtype: Literal["float16", "float32"] = Field(
+        "float16", description="of the saved student, which gives the metrics"
+    )
+
+
+class CacheConfig(_Strict):
+    """Keep the teacher's taps; needs a deterministic pipeline or a fixed pool of views."""
+
+    dtype: Literal["float16", "float32"] = "float16"
+
+
+class MethodConfig(_Strict):
+    """What one method adds to plain training."""
+
+    links: list[Dict] = Field(default_factory=list)
+    task_weight: float = 1.0
+
+
+class PairConfig(_Strict):
+    """A benchmark pair: the data, teacher and student, the recipes, and the methods that are compared on it."""
+
+    task: Task
+    benchmark: str
+    benchmark_version: int = 1
+    pair: str
+    title: str = ""
+    data: DataConfig
+    adapter: Dict
+    metric: MetricConfig
+    teacher: Dict
+    student: Dict
+    recipe: RecipeConfig
+    teacher_recipe: RecipeConfig | None = None
+    teacher_data: Dict = Field(default_factory=dict, description="keys of the data config that differ for the teacher")
+    teacher_tolerance: float = 0.5
+    cache: CacheConfig | None = None
+    methods: dict[str, MethodConfig]
+
+    def method_names(self) -> list[str]:
+        """'plain' and the methods, in the file's order."""
+        return [PLAIN, *(m for m in self.methods if m != PLAIN)]
+
+
+class RunConfig(_Strict):
+    """One run, fully resolved: what a record keeps."""
+
+    task: Task
+    benchmark: str
+    benchmark_version: int = 1
+    pair: str
+    method: str
+    seed: int = 0
+    model: Dict
+    data: DataConfig
+    metric: MetricConfig
+    recipe: RecipeConfig
+    cache: CacheConfig | None = None
+
+    @property
+    def id(self) -> str:
+        """The id of the record that this run writes."""
+        return record_id(self.benchmark, self.pair, self.method, self.seed)
+
+
+def parse(model: type[BaseModel], value: Any, where: str) -> Any:
+    """Validate `value`; an unknown key is answered with near names.
+
+    Raises: UnknownName, ConfigError.
+    """
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        found = error.errors()
+        # A mistyped key is an unknown one and mostly a missing one too: the unknown one says more.
+        first = next((e for e in found if e["type"] == "extra_forbidden"), found[0])
+        path = [str(p) for p in first["loc"]]
+        if first["type"] == "extra_forbidden":
+            known = _known_fields(model, path[:-1])
+            place = f" at {'.'.join(path[:-1])}" if path[:-1] else ""
+            raise UnknownName("config key", path[-1], known, f"in {where}{place}") from error
+        raise ConfigError(f"{where}: {'.'.join(path) or 'config'}: {first['msg']}") from error
+
+
+def _known_fields(model: type[BaseModel], path: list[str]) -> set[str]:
+    for part in path:
+        field = model.model_fields.get(part)
+        inner = [] if field is None else [field.annotation, *getattr(field.annotation, "__args__", ())]
+        nested = [t for t in inner if isinstance(t, type) and issubclass(t, BaseModel)]
+        if nested:
+            model = nested[0]
+    return set(model.model_fields)
+
+
+def config_file(name: str) -> Path:
+    """Find a config: a path, or a shipped one by 'task/name' such as 'vision/digits'.
+
+    Raises: UnknownName with near names.
+    """
+    path = Path(name)
+    if path.suffix == ".py" and path.is_file():
+        return path
+    shipped = shipped_configs()
+    if name in shipped:
+        return shipped[name]
+    raise UnknownName("config", name, shipped)
+
+
+def shipped_configs() -> dict[str, Path]:
+    """Every config in the package, by 'task/name'."""
+    root = Path(str(files("limbeck")))
+    found = {}
+    for path in sorted(root.glob("**/configs/*.py")):
+        if path.name != "__init__.py":
+            found[f"{path.parent.parent.relative_to(root).as_posix()}/{path.stem}"] = path
+    return found
+
+
+def load_pair(name: str) -> PairConfig:
+    """Read a pair config through mmengine's Config.
+
+    Raises: ConfigError for a file that does not run or lacks keys; UnknownName for unknown keys.
+    """
+    from mmengine.config import Config
+
+    path = config_file(name)
+    try:
+        raw = Config.fromfile(str(path), lazy_import=False).to_dict()
+    except _BROKEN as error:
+        raise ConfigError(f"{path}: the config does not run: {type(error).__name__}: {error}") from error
+    raw.pop("custom_imports", None)  # mmengine has imported them: a user's own methods, models and data
+    return parse(PairConfig, {k: v for k, v in raw.items() if not k.startswith("_")}, str(path))
+
+
+def expand(
+    pair: PairConfig,
+    method: str,
+    seed: int,
+    *,
+    teacher_weights: str | None = None,
+    teacher_sha256: str | None = None,
+    teacher_metric: float | None = None,
+) -> RunConfig:
+    """One run of a pair: 'teacher' trains the teacher alone, 'plain' the student alone, a method name links the two.
+
+    Args:
+        teacher_weights: 'run://<record id>', 'zoo://name' or a path; needed by every method but 'teacher' and 'plain'.
+        teacher_metric: what the teacher must reach on validation, else the run stops.
+    Raises: UnknownName for a method that the pair does not have.
+    """
+    names = {m.lower(): m for m in [TEACHER, *pair.method_names()]}
+    if method.lower() not in names:
+        raise UnknownName("method", method, names.values(), f"in pair {pair.benchmark}/{pair.pair}")
+    name = names[method.lower()]
+    student: Dict = dict(type="trained", model=pair.teacher if name == TEACHER else pair.student)
+    members: Dict = {"student": student}
+    spec = pair.methods.get(name, MethodConfig())
+    if spec.links:
+        expected = None if teacher_metric is None else {pair.metric.primary: teacher_metric}
+        members = {
+            "teacher": dict(
+                type="frozen",
+                model=pair.teacher,
+                weights=teacher_weights,
+                sha256=teacher_sha256,
+                expected=expected,
+                tolerance=pair.teacher_tolerance,
+            ),
+            "student": student,
+        }
+    model = dict(
+        type="Distiller",
+        members=members,
+        deploy="student",
+        adapter=pair.adapter,
+        links=spec.links,
+        task_weight=spec.task_weight,
+    )
+    recipe = (pair.teacher_recipe or pair.recipe) if name == TEACHER else pair.recipe
+    data = pair.data
+    if name == TEACHER and pair.teacher_data:
+        data = parse(DataConfig, {**pair.data.model_dump(), **pair.teacher_data}, "teacher_data")
+    value = dict(
+        task=pair.task,
+        benchmark=pair.benchmark,
+        benchmark_version=pair.benchmark_version,
+        pair=pair.pair,
+        method=name,
+        seed=seed,
+        model=deepcopy(model),
+        data=data.model_dump(),
+        metric=pair.metric.model_dump(),
+        recipe=recipe.model_dump(),
+        cache=pair.cache.model_dump() if pair.cache and spec.links else None,
+    )
+    return parse(RunConfig, value, f"run {name} of {pair.benchmark}/{pair.pair}")
+
+
+def with_overrides(config: Mapping[str, Any], overrides: list[str]) -> Dict:
+    """Apply 'a.b=value' overrides to nested dicts; values are read as Python literals, else kept as text.
+
+    Raises: UnknownName when a path does not exist.
+    """
+    from ast import literal_eval
+
+    result: Dict = deepcopy(dict(config))
+    for text in overrides:
+        path, eq, raw = text.partition("=")
+        if not eq:
+            raise ConfigError(f"override {text!r} is not of the form key.path=value")
+        try:
+            value = literal_eval(raw)
+        except (ValueError, SyntaxError, TypeError):
+            value = raw
+        node: Any = result
+        *parents, last = path.split(".")
+        for part in parents:
+            if not isinstance(node, dict) or part not in node:
+                raise UnknownName("config key", part, node if isinstance(node, dict) else [], f"in override {text!r}")
+            node = node[part]
+        if not isinstance(node, dict) or last not in node:
+            raise UnknownName("config key", last, node if isinstance(node, dict) else [], f"in override {text!r}")
+        node[last] = value
+    return result

@@ -1,0 +1,356 @@
+"""The distilling model: members (frozen, trained, ema), the links between them, and the guards of a step."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from copy import deepcopy
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from mmengine.model import BaseModel
+from mmengine.registry import MODELS as MMENGINE_MODELS
+from torch import Tensor, nn
+
+from limbeck.engine.adapter import Batch, Forward, TaskAdapter
+from limbeck.engine.cache import TeacherCache
+from limbeck.engine.members import Member, parse_members
+from limbeck.engine.method import LinkInputs, Method
+from limbeck.engine.registry import ADAPTERS, METHODS, MODELS
+from limbeck.engine.sources import resolve_weights
+from limbeck.engine.taps import Tapped, check_taps, tapped
+from limbeck.engine.weights import hash_state, load_into
+from limbeck.errors import ConfigError, DeadLoss, NonFiniteLoss, UnknownName
+
+
+@contextmanager
+def isolated_rng(seed: int, name: str) -> Iterator[None]:
+    """Draw from a generator of its own: what one member or link draws changes no other's numbers."""
+    number = int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:6], "big")
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(number)
+        yield
+
+
+@MMENGINE_MODELS.register_module()
+class Distiller(BaseModel):
+    """Members and links as one mmengine model; only `deploy` is evaluated, saved alone and exported.
+
+    Trained members and the links' bridges are submodules. Frozen and EMA members are not: they are neither in the state
+    dict nor the optimiser, are never wrapped by DDP, and stay in eval mode whatever `train()` is called with.
+
+    Args:
+        members: name → dict(type='frozen'|'trained'|'ema', model=…, weights=…); see `limbeck.engine.members`.
+        links: method configs, dict(type='KD', weight=0.9, …).
+        adapter: the task adapter's config, or an instance.
+        deploy: the member that is kept.
+        task_weight: factor on the trained members' own task losses.
+        seed: decides every member's and bridge's initial weights, each by its own name.
+        runs: folder in which 'run://' weights are looked up.
+    Raises: UnknownName, TapError, ShapeMismatch, CorruptFile.
+    """
+
+    def __init__(
+        self,
+        *,
+        members: Mapping[str, Mapping[str, Any]],
+        links: Sequence[Mapping[str, Any]] = (),
+        adapter: Mapping[str, Any] | TaskAdapter,
+        deploy: str = "student",
+        task_weight: float = 1.0,
+        seed: int = 0,
+        runs: str | Path | None = None,
+    ) -> None:
+        specs = parse_members(members, deploy)
+        adapter = adapter if isinstance(adapter, TaskAdapter) else cast(TaskAdapter, ADAPTERS.make(adapter))
+        models = {name: _build_member(name, spec, seed, runs) for name, spec in specs.items() if spec.type != "ema"}
+        followed = specs[deploy].of or deploy
+        super().__init__(data_preprocessor=adapter.preprocessor(models[followed]))
+        self.adapter = adapter
+        self.deploy_name = deploy
+        self.specs = specs
+        self.task_weight = float(task_weight)
+        self.seed = seed
+        self.members = nn.ModuleDict({n: m for n, m in models.items() if specs[n].type == "trained"})
+        # Plain dicts, so that nn.Module does not see what is inside.
+        self.frozen = {n: m for n, m in models.items() if specs[n].type == "frozen"}
+        self.shadows = {n: _shadow(models[s.of]) for n, s in specs.items() if s.type == "ema" and s.of is not None}
+        self.frozen_hashes = {n: hash_state(m.state_dict()) for n, m in self.frozen.items()}
+        self.initial_hash = hash_state(models[followed].state_dict())
+        self.links = nn.ModuleList(self._build_links(links))
+        self._connect()
+        self.caches: dict[str, TeacherCache] = {}
+        self.progress = 0.0
+        self.iteration = 0
+        self.teacher_forwards = 0
+        self._alive: set[int] = set()
+
+    # --- building ---
+
+    def _build_links(self, configs: Iterable[Mapping[str, Any]]) -> list[Method]:
+        links = []
+        for index, cfg in enumerate(configs):
+            with isolated_rng(self.seed, f"link {index}"):
+                link = METHODS.make(cfg, where=f"in link {index}")
+            for name in (*link.teachers, link.student):
+                if name not in self.specs:
+                    raise UnknownName("member", name, self.specs, f"in link {index} ({link.name})")
+            if self.specs[link.student].type != "trained":
+                raise ConfigError(
+                    f"link {index} ({link.name}) trains {link.student!r}, which is {self.specs[link.student].type}"
+                )
+            links.append(link)
+        return links
+
+    def _connect(self) -> None:
+        """Check every tap, find the tapped shapes with one example forward, and let the links build their bridges."""
+        if not len(self.links):
+            return
+        for name in self.specs:
+            check_taps(self.member(name), self.taps_of(name, self.links), self.adapter.offers, name)
+        example = self.adapter.example(self.member(self.deploy_name))
+        found: dict[str, Tapped] = {}
+        for name in self.specs:
+            model = self.member(name)
+            was_training = model.training
+            model.eval()
+            with torch.no_grad(), isolated_rng(self.seed, "example"):
+                found[name], _ = self._forward_member(name, example, self.taps_of(name, self.links), with_loss=False)
+            model.train(was_training)
+        for index, link in enumerate(self._methods()):
+            teacher = [tuple(found[link.teachers[0]][t].shape) for t, _ in link.taps]
+            student = [tuple(found[link.student][s].shape) for _, s in link.taps]
+            with isolated_rng(self.seed, f"bridge {index}"):
+                link.connect(teacher, student)
+
+    # --- members ---
+
+    def member(self, name: str) -> nn.Module:
+        """A member by name, whatever its type."""
+        if name in self.frozen:
+            return self.frozen[name]
+        if name in self.shadows:
+            return self.shadows[name]
+        return self.members[name]
+
+    @property
+    def deploy(self) -> nn.Module:
+        """The member that is evaluated, saved and exported."""
+        return self.member(self.deploy_name)
+
+    def taps_of(self, member: str, links: Iterable[nn.Module]) -> list[str]:
+        """The taps that `links` read of a member, each once."""
+        taps: dict[str, None] = {}
+        for link in cast(Iterable[Method], links):
+            for teacher, student in link.taps:
+                if member in link.teachers:
+                    taps[teacher] = None
+                if member == link.student:
+                    taps[student] = None
+        return list(taps)
+
+    def _methods(self) -> list[Method]:
+        return [cast(Method, link) for link in self.links]
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Distiller:
+        super()._apply(fn, recurse)
+        for model in (*self.frozen.values(), *self.shadows.values()):
+            model._apply(fn)
+        return self
+
+    def to(self, *args: Any, **kwargs: Any) -> nn.Module:
+        """Move trained, frozen and EMA members alike."""
+        return super().to(*args, **kwargs)
+
+    # --- the step ---
+
+    def forward(self, inputs: Any, data_samples: Any = None, mode: str = "tensor") -> Any:
+        """mmengine's entry: 'loss' gives named terms, 'predict' predictions of `deploy`, 'tensor' its raw output."""
+        batch = self.adapter.batch(inputs, data_samples)
+        if mode == "loss":
+            return self.loss(batch)
+        if mode == "predict":
+            return self.adapter.predict(self.deploy, self._inputs(self.deploy_name, batch), batch)
+        if mode == "tensor":
+            return self.deploy(batch.inputs)
+        raise ConfigError(f"mode {mode!r} is none of 'loss', 'predict', 'tensor'")
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """Every loss term of one step, weighted, by name.
+
+        Raises: NonFiniteLoss, DeadLoss.
+        """
+        active = [(i, m, m.factor(self.progress)) for i, m in enumerate(self._methods())]
+        active = [(i, m, w) for i, m, w in active if w != 0.0]
+        links = [m for _, m, _ in active]
+        # Teachers first: their activations are gone before the student's graph is built.
+        found: dict[str, Any] = {
+            n: self._fixed_taps(n, batch, taps) for n in self._fixed_names() if (taps := self.taps_of(n, links))
+        }
+        terms: dict[str, Tensor] = {}
+        for name in self.members:
+            found[name], forward = self._forward_member(name, batch, self.taps_of(name, links), with_loss=True)
+            for key, value in forward.losses.items():
+                total = sum(value) if isinstance(value, (list, tuple)) else value
+                scale = self.task_weight if "loss" in key else 1.0
+                terms[f"{name}.{key}"] = cast(Tensor, total if scale == 1.0 else total * scale)
+        for index, method, weight in active:
+            for key, raw in method(self._link_inputs(method, found, batch)).items():
+                term = f"{method.name}{index or ''}.loss_{key}"
+                if index not in self._alive:
+                    self._check_alive(term, raw, method)
+                terms[term] = raw * weight
+            self._alive.add(index)
+        self._check_finite(terms, batch)
+        return terms
+
+    def _link_inputs(self, method: Method, found: Mapping[str, Any], batch: Batch) -> LinkInputs:
+        teachers = [[found[name][t].detach() for t, _ in method.taps] for name in method.teachers]
+        return LinkInputs(
+            teacher=teachers[0],
+            student=[found[method.student][s] for _, s in method.taps],
+            targets=batch.targets,
+            progress=self.progress,
+            ids=batch.ids,
+            teachers=teachers,
+            inputs={n: self._inputs(n, batch) for n in (*method.teachers, method.student)}
+            if method.wants_inputs
+            else {},
+            second_forward=self._second_forward(method, batch),
+        )
+
+    def _second_forward(self, method: Method, batch: Batch) -> Callable[..., list[Tensor]]:
+        def again(member: str, inputs: Any) -> list[Tensor]:
+            side = 0 if member in method.teachers else 1
+            wanted = [pair[side] for pair in method.taps]
+            fixed = member not in self.members
+            with torch.set_grad_enabled(torch.is_grad_enabled() and not fixed):
+                store, _ = self._run(member, inputs, batch, wanted, with_loss=False)
+            return [store[tap] for tap in wanted]
+
+        return again
+
+    def _fixed_names(self) -> list[str]:
+        return [*self.frozen, *self.shadows]
+
+    def _inputs(self, name: str, batch: Batch) -> Any:
+        return self.adapter.member_inputs(batch, self.deploy, self.member(name))
+
+    def _forward_member(self, name: str, batch: Batch, taps: list[str], *, with_loss: bool) -> tuple[Tapped, Forward]:
+        return self._run(name, self._inputs(name, batch), batch, taps, with_loss=with_loss)
+
+    def _run(self, name: str, inputs: Any, batch: Batch, taps: list[str], *, with_loss: bool) -> tuple[Tapped, Forward]:
+        model = self.member(name)
+        precision = self.specs[name].precision
+        with ExitStack() as stack:
+            store = stack.enter_context(tapped(model, taps))
+            if precision != "float32":
+                kind = next(model.parameters()).device.type
+                stack.enter_context(torch.autocast(kind, dtype=getattr(torch, precision)))
+            forward = self.adapter.forward(model, inputs, batch, with_loss=with_loss)
+        for tap in taps:
+            if tap not in store and tap in forward.offers:
+                store.put(tap, forward.offers[tap])
+        return store, forward
+
+    def _fixed_taps(self, name: str, batch: Batch, taps: list[str]) -> Mapping[str, Tensor]:
+        """Taps of a member without gradient, from its cache where it has one."""
+        cache, ids = self.caches.get(name), batch.ids
+        if cache is not None and ids is not None and (hit := cache.get(ids, batch.views, taps)) is not None:
+            device = next(self.deploy.parameters()).device
+            return {tap: value.to(device, non_blocking=True) for tap, value in hit.items()}
+        with torch.no_grad():
+            store, _ = self._forward_member(name, batch, taps, with_loss=False)
+        if name in self.frozen:
+            self.teacher_forwards += batch_size(batch)
+        values = {tap: store[tap].float() if store[tap].is_floating_point() else store[tap] for tap in taps}
+        return values if cache is None or ids is None else cache.put(ids, batch.views, values)
+
+    # --- guards ---
+
+    def _check_alive(self, term: str, value: Tensor, method: Method) -> None:
+        """Guard 2: in its first step a term is finite, not zero unless declared, and moves the trained member."""
+        if not value.requires_grad:
+            raise DeadLoss(f"{term} sends no gradient into {method.student!r}: nothing it is computed from is trained")
+        if not torch.isfinite(value):
+            raise NonFiniteLoss(f"{term} is {value.item()} in its first step (iteration {self.iteration})")
+        if method.may_be_zero:
+            return
+        if value.item() == 0.0:
+            raise DeadLoss(f"{term} is exactly zero in its first step; check its taps, or declare may_be_zero=True")
+        params = [p for p in self.members[method.student].parameters() if p.requires_grad]
+        grads = torch.autograd.grad(value, params, retain_graph=True, allow_unused=True)
+        if not any(g is not None and bool(torch.count_nonzero(g)) for g in grads):
+            raise DeadLoss(
+                f"{term} sends no gradient into {method.student!r}; check that its student taps are trained layers"
+            )
+
+    def _check_finite(self, terms: Mapping[str, Tensor], batch: Batch) -> None:
+        stacked = torch.stack([value.detach().float().mean() for value in terms.values()])
+        if bool(torch.isfinite(stacked).all()):
+            return
+        bad = [f"{name} = {value.item()}" for name, value in zip(terms, stacked) if not torch.isfinite(value)]
+        ids = (
+            "unknown"
+            if batch.ids is None
+            else ", ".join(str(int(i)) for i in batch.ids[:16]) + (" …" if len(batch.ids) > 16 else "")
+        )
+        raise NonFiniteLoss(
+            f"non-finite loss at iteration {self.iteration}: {'; '.join(bad)}; sample ids {ids}; "
+            "lower the learning rate or the weight"
+        )
+
+    # --- EMA and state for resume ---
+
+    @torch.no_grad()
+    def update_shadows(self) -> None:
+        """After an optimiser step: every EMA member moves towards the member it follows."""
+        for name, shadow in self.shadows.items():
+            spec = self.specs[name]
+            source = self.members[cast(str, spec.of)]
+            for mine, theirs in zip(shadow.parameters(), source.parameters()):
+                mine.lerp_(theirs, 1.0 - spec.momentum)
+            for mine, theirs in zip(shadow.buffers(), source.buffers()):
+                mine.copy_(theirs)
+
+    def shadow_state(self) -> dict[str, dict[str, Tensor]]:
+        """State of the EMA members, for checkpoints."""
+        return {name: model.state_dict() for name, model in self.shadows.items()}
+
+    def load_shadow_state(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Restore the EMA members."""
+        for name, model in self.shadows.items():
+            model.load_state_dict(state[name])
+
+
+def batch_size(batch: Batch) -> int:
+    """Number of samples in a batch."""
+    if batch.ids is not None:
+        return len(batch.ids)
+    return len(batch.inputs)
+
+
+def _build_member(name: str, spec: Member, seed: int, runs: str | Path | None) -> nn.Module:
+    with isolated_rng(seed, f"member {name}"):
+        model = (
+            spec.model
+            if isinstance(spec.model, nn.Module)
+            else MODELS.make(spec.model or {}, where=f"of member {name!r}")
+        )
+    if spec.weights is not None:
+        load_into(model, resolve_weights(spec.weights, runs), sha256=spec.sha256)
+    elif spec.type == "frozen" and not spec.initial_weights:
+        raise ConfigError(
+            f"frozen member {name!r} has no weights; name them, or say initial_weights=True if the model loads its own"
+        )
+    return _freeze(model) if spec.type == "frozen" else model
+
+
+def _freeze(model: nn.Module) -> nn.Module:
+    return model.eval().requires_grad_(False)
+
+
+def _shadow(source: nn.Module) -> nn.Module:
+    return _freeze(deepcopy(source))

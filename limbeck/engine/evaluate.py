@@ -1,0 +1,94 @@
+"""Evaluation: one loop for every member, split and purpose, so that all figures are made in one way."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from limbeck.engine.adapter import TaskAdapter
+from limbeck.engine.config import DataConfig, RunConfig, parse
+from limbeck.engine.registry import ADAPTERS, DATASETS, METRICS, MODELS, accepted_keys
+from limbeck.engine.weights import load_into
+
+
+def whole_batch(batch: Any) -> Any:
+    """Collate function of data sets that give whole batches."""
+    return batch
+
+
+def build_dataset(data: DataConfig, split: str, *, seed: int | None = None) -> Any:
+    """The data set of one split; `seed` is of its augmentation, where the config names none."""
+    cfg = dict(getattr(data, split))
+    if seed is not None and "seed" in (accepted_keys(DATASETS.lookup(cfg.get("type", ""))) or ()):
+        cfg.setdefault("seed", seed)
+    return DATASETS.make(cfg, where=f"in data.{split}")
+
+
+def eval_loader(data: DataConfig, split: str, dataset: Any = None) -> DataLoader:
+    """Batches of a split in order, nothing dropped."""
+    return DataLoader(
+        build_dataset(data, split) if dataset is None else dataset,
+        batch_size=data.eval_batch_size,
+        shuffle=False,
+        num_workers=data.num_workers,
+        collate_fn=whole_batch,
+        generator=torch.Generator().manual_seed(0),  # else every pass draws a number from the training's generator
+    )
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module,
+    *,
+    adapter: TaskAdapter,
+    loader: DataLoader,
+    metric: Any,
+    deploy: nn.Module | None = None,
+    preprocessor: nn.Module | None = None,
+    teacher: nn.Module | None = None,
+) -> dict[str, float]:
+    """The metric's values for one model over a loader.
+
+    Args:
+        deploy: the member whose preprocessing the loader's batches get; `model` unless it is a teacher.
+        preprocessor: that preprocessing, where it is built already.
+        teacher: adds agreement with this member, where the metric has it.
+    """
+    base = model if deploy is None else deploy
+    preprocess = adapter.preprocessor(base) if preprocessor is None else preprocessor
+    preprocess = preprocess.to(next(model.parameters()).device)
+    members = [model] if teacher is None else [model, teacher]
+    modes = [m.training for m in members]
+    for member in members:
+        member.eval()
+    metric.reset()
+    for data in loader:
+        ready = cast(dict[str, Any], preprocess(data, False))
+        batch = adapter.batch(ready["inputs"], ready["data_samples"])
+        found = [adapter.predict(m, adapter.member_inputs(batch, base, m), batch) for m in members]
+        metric.update(*found)
+    for member, mode in zip(members, modes):
+        member.train(mode)
+    return metric.values()
+
+
+def evaluate_weights(config: Mapping[str, Any], weights: str | Path, *, device: str = "cpu") -> dict[str, float]:
+    """Re-evaluate saved student weights on the test split of a record's config.
+
+    Agreement with the teacher is left out: it needs the teacher's weights.
+    """
+    run = parse(RunConfig, dict(config), "record config")
+    adapter = cast(TaskAdapter, ADAPTERS.make(run.model["adapter"]))
+    model = MODELS.make(run.model["members"][run.model["deploy"]]["model"])
+    load_into(model, weights)
+    return evaluate(
+        model.to(device),
+        adapter=adapter,
+        loader=eval_loader(run.data, "test"),
+        metric=METRICS.make({"type": run.metric.type}),
+    )

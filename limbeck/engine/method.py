@@ -1,0 +1,106 @@
+"""The base of every distillation method: what it is given, and what it may ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from limbeck.engine.schedule import build_schedule
+from limbeck.errors import ConfigError
+
+TapPair = tuple[str, str]
+Shapes = list[tuple[int, ...]]
+
+
+@dataclass(slots=True)
+class LinkInputs:
+    """What one link sees of one training step.
+
+    teacher, student: tapped tensors in the order of the link's `taps`; the teacher's carry no graph.
+    targets: the task adapter's targets; labels (B,) in classification.
+    progress: share of the run that is done, in [0, 1].
+    ids: sample ids (B,), where the data set has them.
+    teachers: one list of taps for each teacher, where the link names several; `teacher` is the first.
+    inputs: each member's network input, as normalised for it.
+    second_forward: runs a member again on other inputs and returns its taps: `second_forward(member, inputs)`.
+    """
+
+    teacher: list[Tensor]
+    student: list[Tensor]
+    targets: Any = None
+    progress: float = 0.0
+    ids: Tensor | None = None
+    teachers: list[list[Tensor]] = field(default_factory=list)
+    inputs: dict[str, Any] = field(default_factory=dict)
+    second_forward: Callable[..., list[Tensor]] | None = None
+
+
+class Method(nn.Module):
+    """A link of a distillation run: reads taps, returns named loss terms.
+
+    Subclasses implement `forward(batch) -> dict[str, Tensor]`; each value is a scalar. The engine multiplies every term
+    by `weight` and the schedule, adds them to the loss, and never runs a link whose weight is 0. A method never touches
+    optimiser, loop or data. What else it may need has a place here:
+
+    - learnable bridges: build them in `connect(teacher_shapes, student_shapes)`; they are trained with the student;
+    - a memory bank: `register_buffer` in `connect`; buffers are saved for resume, never with the student;
+    - parameters with their own optimiser: set the class attribute `optimizer` to an mmengine optimizer config;
+    - a second forward: `batch.second_forward`.
+
+    Args:
+        teacher: member read as teacher; several names for an ensemble.
+        student: member that is trained.
+        taps: pairs (teacher tap, student tap); None takes `default_taps`.
+        weight: factor on every term; 0 is plain training, bit for bit.
+        schedule: how the factor changes with progress; see `limbeck.engine.schedule`.
+        may_be_zero: declare that a term may be exactly zero in the first step.
+    """
+
+    default_taps: ClassVar[Sequence[TapPair]] = ()
+    optimizer: ClassVar[dict[str, Any] | None] = None
+    wants_inputs: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        *,
+        teacher: str | Sequence[str] = "teacher",
+        student: str = "student",
+        taps: Sequence[Sequence[str]] | None = None,
+        weight: float = 1.0,
+        schedule: dict[str, Any] | None = None,
+        may_be_zero: bool = False,
+    ) -> None:
+        super().__init__()
+        self.teachers = (teacher,) if isinstance(teacher, str) else tuple(teacher)
+        self.student = student
+        pairs = [tuple(pair) for pair in (taps if taps is not None else self.default_taps)]
+        if not pairs or any(len(pair) != 2 for pair in pairs):
+            raise ConfigError(
+                f"{type(self).__name__} needs taps as pairs [(teacher tap, student tap), …]; got {taps!r}"
+            )
+        self.taps: list[TapPair] = [(str(t), str(s)) for t, s in pairs]
+        self.weight = float(weight)
+        self.schedule = build_schedule(schedule)
+        self.may_be_zero = may_be_zero
+
+    @property
+    def name(self) -> str:
+        """Prefix of this link's terms in logs and errors."""
+        return type(self).__name__.lower()
+
+    def factor(self, progress: float) -> float:
+        """Weight times schedule at `progress` in [0, 1]."""
+        return self.weight * self.schedule(progress) if self.weight else 0.0
+
+    def connect(self, teacher_shapes: Shapes, student_shapes: Shapes) -> None:
+        """Build what depends on the tapped shapes (with batch axis), once, before the optimiser is made.
+
+        Raises: ShapeMismatch when the shapes cannot be linked.
+        """
+
+    def forward(self, batch: LinkInputs) -> dict[str, Tensor]:
+        """Named scalar loss terms of one step."""
+        raise NotImplementedError(f"{type(self).__name__} does not implement forward")

@@ -1,0 +1,406 @@
+"""One run: build, check, train, save the student, test what was saved, write the record."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import warnings
+from collections.abc import Callable, Mapping
+from copy import deepcopy
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch.utils.data import DataLoader
+
+from limbeck.engine import cost
+from limbeck.engine.cache import TeacherCache, cache_key
+from limbeck.engine.config import PLAIN, TEACHER, RunConfig
+from limbeck.engine.distiller import Distiller
+from limbeck.engine.evaluate import build_dataset, eval_loader, evaluate, whole_batch
+from limbeck.engine.hooks import (
+    Facts,
+    LogHook,
+    Progress,
+    ResumeHook,
+    SelectHook,
+    StateHook,
+    TeacherCheckHook,
+    last_checkpoint,
+)
+from limbeck.engine.output import check_output, exclusive, pick_device
+from limbeck.engine.record import (
+    Cost,
+    DataInfo,
+    FailureRecord,
+    ModelInfo,
+    Recipe,
+    RunRecord,
+    config_hash,
+    record_id,
+    write_failure,
+    write_record,
+)
+from limbeck.engine.registry import METRICS
+from limbeck.engine.runner import DistillRunner, build_optim_wrapper
+from limbeck.engine.weights import load_into, save_weights
+from limbeck.errors import ConfigError, TrainingStopped
+
+STUDENT_FILE = "student.safetensors"
+
+
+@dataclass
+class RunOptions:
+    """Where and how a run happens; nothing here changes its figures but for float rounding.
+
+    out: folder of runs; this run uses `<out>/<record id>/`.
+    records: folder of records; None writes none.
+    cache: folder of teacher caches.
+    latency_ms: student latency that was measured elsewhere on an idle machine; None measures after training.
+    resume: go on from the last epoch of an interrupted run.
+    """
+
+    out: Path
+    records: Path | None = None
+    cache: Path | None = None
+    device: str = "cpu"
+    launcher: str = "none"
+    threads: int | None = None
+    concurrent_jobs: int = 1
+    latency_ms: float | None = None
+    resume: bool = True
+    progress: Progress | None = None
+
+
+def execute(config: RunConfig, options: RunOptions) -> RunRecord | None:
+    """Run one config to its record; on ranks other than 0 of a distributed run, None.
+
+    The student is saved in half precision, and the metrics are those of the saved file.
+
+    Raises: TrainingStopped after writing a failure record; other UserErrors before training starts.
+    """
+    device = torch.device(pick_device(options.device))
+    if options.launcher != "none":
+        device = _init_distributed(device, options.launcher)
+    rank, world = _rank_world()
+    folder = options.out / config.id
+    cost.set_threads(options.threads)
+    if rank:
+        return _train(config, options, folder, device, world)
+    check_output(folder)
+    if options.records is not None:
+        check_output(options.records)
+    with exclusive(folder):
+        try:
+            return _train(config, options, folder, device, world)
+        except TrainingStopped as error:
+            if options.records is not None:
+                write_failure(options.records, _failure(config, error))
+            raise
+
+
+def _train(config: RunConfig, options: RunOptions, folder: Path, device: torch.device, world: int) -> RunRecord | None:
+    identity = dict(config.model_dump(mode="json"))
+    digest = config_hash(identity)
+    rank, _ = _rank_world()
+    peak = cost.PeakMemory(device)
+    model_cfg = {k: v for k, v in config.model.items() if k != "type"}
+    model = Distiller(**deepcopy(model_cfg), seed=config.seed, runs=options.out)
+    if config.recipe.channels_last:
+        model = cast(Distiller, model.to(memory_format=torch.channels_last))
+    loader = train_loader(config, world, rank)
+    _open_caches(model, config, options, loader)
+    val = eval_loader(config.data, "val")
+    facts = Facts()
+
+    def measure(member: torch.nn.Module) -> dict[str, float]:
+        return evaluate(
+            member,
+            adapter=model.adapter,
+            loader=val,
+            metric=METRICS.make({"type": config.metric.type}),
+            deploy=model.deploy,
+            preprocessor=model.data_preprocessor,
+        )
+
+    keep = config.recipe.selection == "best_val"
+    select = SelectHook(facts, config.metric.primary, config.metric.higher_is_better, keep)
+    hooks: list[Any] = [StateHook(facts, options.progress), TeacherCheckHook(measure), select]
+    hooks += [LogHook(folder / "log.jsonl"), ResumeHook(folder, facts, digest)]
+    if not options.resume:
+        (folder / "last.json").unlink(missing_ok=True)
+    checkpoint = last_checkpoint(folder, digest)
+    runner = _runner(
+        config, model, loader, val, lambda: measure(model.deploy), hooks, folder, device, options, checkpoint
+    )
+    runner.train()
+    if rank:
+        return None
+    trained = model.deploy
+    if keep and select.state is not None:
+        trained.load_state_dict(select.state)
+    path = folder / STUDENT_FILE
+    metadata = {"limbeck": json.dumps(dict(id=config.id, config_hash=digest))}  # one key: safetensors shuffles several
+    sha256 = save_weights(path, trained.state_dict(), metadata=metadata, dtype=getattr(torch, config.recipe.save_dtype))
+    record = _record(config, options, model, facts, path, sha256, peak, device, world, identity, digest, loader, val)
+    if options.records is not None:
+        write_record(options.records, record)
+    for leftover in folder.glob("epoch*.pth"):
+        leftover.unlink()
+    (folder / "last.json").unlink(missing_ok=True)
+    return record
+
+
+def train_loader(config: RunConfig, world: int = 1, rank: int = 0) -> DataLoader:
+    """Shuffled batches; the order depends on seed and epoch alone, and ranks share one order.
+
+    Augmentation follows the run's seed too, unless a teacher cache wants one pool of views for every seed.
+    """
+    from mmengine.dataset import DefaultSampler
+
+    dataset = build_dataset(config.data, "train", seed=None if config.cache else config.seed)
+    if config.data.batch_size % world:
+        raise ConfigError(f"data.batch_size {config.data.batch_size} cannot be split over {world} processes")
+    return DataLoader(
+        dataset,
+        batch_size=config.data.batch_size // world,
+        sampler=DefaultSampler(dataset, shuffle=True, seed=config.seed),
+        num_workers=config.data.num_workers,
+        collate_fn=whole_batch,
+        drop_last=len(dataset) >= config.data.batch_size,
+    )
+
+
+def _open_caches(model: Distiller, config: RunConfig, options: RunOptions, loader: DataLoader) -> None:
+    """Open a cache for every frozen member whose input is the same whenever a (sample, view) comes again."""
+    dataset: Any = loader.dataset
+    if config.cache is None or options.cache is None or not model.frozen:
+        return
+    views = int(getattr(dataset, "views", 0))
+    if views < 1:
+        raise ConfigError("the teacher cache needs a deterministic pipeline: set views=N in data.train, or cache=None")
+    batch = model.adapter.example(model.deploy)
+    for name in model.frozen:
+        taps = model.taps_of(name, model.links)
+        if not taps:
+            continue
+        with torch.no_grad():
+            store, _ = model._forward_member(name, batch, taps, with_loss=False)
+        shapes = {tap: list(store[tap].shape[1:]) for tap in taps}
+        key = cache_key(
+            teacher_hash=model.frozen_hashes[name],
+            pipeline=dataset.pipeline(),
+            shapes=shapes,
+            dtype=config.cache.dtype,
+            inputs=dict(
+                adapter=model.adapter.describe(model.deploy, model.frozen[name]), precision=model.specs[name].precision
+            ),
+        )
+        model.caches[name] = TeacherCache(
+            options.cache / key[:32], shapes=shapes, samples=len(dataset), views=views, dtype=config.cache.dtype
+        )
+
+
+def _runner(
+    config: RunConfig,
+    model: Distiller,
+    loader: DataLoader,
+    val: DataLoader,
+    validate: Callable[[], dict[str, float]],
+    hooks: list[Any],
+    folder: Path,
+    device: torch.device,
+    options: RunOptions,
+    checkpoint: Path | None,
+) -> DistillRunner:
+    recipe = config.recipe
+    logging.getLogger("mmengine").setLevel(logging.ERROR)
+    runner_class = type("DistillRunner", (DistillRunner,), {})
+    runner_class.device = device
+    runner_class.find_unused_parameters = model.task_weight == 0 or any(
+        p.requires_grad for link in model.links for p in link.parameters()
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # mmengine warns of torch features that it does not use here
+        runner = runner_class(
+            model=model,
+            work_dir=str(folder),
+            train_dataloader=loader,
+            val_dataloader=val,
+            val_evaluator=cast(Any, validate),
+            train_cfg=dict(by_epoch=True, max_epochs=recipe.epochs, val_interval=recipe.val_interval or recipe.epochs),
+            val_cfg=dict(type="EvaluateLoop"),
+            optim_wrapper=build_optim_wrapper(model, model.links, recipe),
+            param_scheduler=_schedulers(recipe.param_scheduler, recipe.epochs),
+            default_hooks=cast(Any, dict(logger=None, checkpoint=None)),
+            custom_hooks=hooks,
+            load_from=None if checkpoint is None else str(checkpoint),
+            resume=checkpoint is not None,
+            launcher=options.launcher,
+            log_level="ERROR",
+            randomness=dict(seed=config.seed),
+            experiment_name=f"{config.id.replace('/', '.')}.{os.getpid()}.{id(model)}",
+        )
+    Path(runner.log_dir).rmdir()  # mmengine makes a folder for logs that this runner does not write
+    return runner
+
+
+def _schedulers(configs: list[dict[str, Any]], epochs: int) -> list[dict[str, Any]] | None:
+    """mmengine scheduler configs, stepped every iteration, ending with the run where they name no end."""
+    ready = []
+    for cfg in configs:
+        scheduler = dict(cfg)
+        if scheduler.pop("per_iteration", True) and scheduler.get("by_epoch", True):
+            scheduler.update(by_epoch=True, convert_to_iter_based=True)
+        if scheduler["type"] == "CosineAnnealingLR":
+            scheduler.setdefault("T_max", epochs - scheduler.get("begin", 0))
+        scheduler.setdefault("end", epochs)
+        ready.append(scheduler)
+    return ready or None
+
+
+def _init_distributed(device: torch.device, launcher: str) -> torch.device:
+    """Join the process group, gloo on the CPU and NCCL on GPUs; gives this process its own device."""
+    import torch.distributed as dist
+    from mmengine.dist import init_dist
+
+    if launcher not in ("pytorch", "slurm"):
+        raise ConfigError(f"launcher {launcher!r} is none of none, pytorch, slurm")
+    if device.type == "cuda":
+        init_dist(launcher, backend="nccl")
+        return torch.device("cuda", torch.cuda.current_device())
+    if launcher == "pytorch" and "RANK" not in os.environ:
+        raise ConfigError(
+            "--launcher pytorch wants torchrun: torchrun --nproc-per-node 2 -m limbeck train CONFIG --launcher pytorch"
+        )
+    if not dist.is_initialized():
+        if launcher == "slurm":
+            os.environ.setdefault("RANK", os.environ["SLURM_PROCID"])
+            os.environ.setdefault("WORLD_SIZE", os.environ["SLURM_NTASKS"])
+            os.environ.setdefault("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0"))
+        dist.init_process_group("gloo")
+    return device
+
+
+def _rank_world() -> tuple[int, int]:
+    from mmengine.dist import get_rank, get_world_size
+
+    return get_rank(), get_world_size()
+
+
+def describe_model(model: torch.nn.Module, cfg: Mapping[str, Any], example: Any) -> ModelInfo:
+    """Name, parameters and floating-point operations of an architecture."""
+    known = ("type", "model", "depth", "width", "variant")
+    name = " ".join(str(cfg[k]) for k in known if k in cfg)
+    flops = cost.count_flops(model, example) if isinstance(example, torch.Tensor) else None
+    return ModelInfo(name=name, parameters=cost.count_parameters(model), flops=flops)
+
+
+def _record(
+    config: RunConfig,
+    options: RunOptions,
+    model: Distiller,
+    facts: Facts,
+    path: Path,
+    sha256: str,
+    peak: cost.PeakMemory,
+    device: torch.device,
+    world: int,
+    identity: dict[str, Any],
+    digest: str,
+    loader: DataLoader,
+    val: DataLoader,
+) -> RunRecord:
+    peak_mb = peak.megabytes()
+    test = eval_loader(config.data, "test")
+    load_into(model.deploy, path, sha256=sha256)  # the metrics are those of the saved file
+    teacher = next(iter(model.frozen.values()), None)
+    metric = METRICS.make({"type": config.metric.type})
+    common: dict[str, Any] = dict(adapter=model.adapter, preprocessor=model.data_preprocessor, deploy=model.deploy)
+    metrics = evaluate(model.deploy, loader=test, metric=metric, teacher=teacher, **common)
+    per_class = metric.per_class()
+    val_metrics = evaluate(model.deploy, loader=val, metric=metric, **common)
+    example = model.adapter.member_inputs(model.adapter.example(model.deploy), model.deploy, model.deploy)
+    latency = options.latency_ms
+    if latency is None and isinstance(example, torch.Tensor):
+        latency = cost.median_latency(model.deploy, example)
+    members = config.model["members"]
+    teacher_cfg = members.get("teacher")
+    teacher_info = None
+    if teacher is not None and teacher_cfg is not None:
+        inputs = model.adapter.member_inputs(model.adapter.example(model.deploy), model.deploy, teacher)
+        teacher_info = describe_model(teacher, teacher_cfg["model"], inputs)
+    data = cast(Any, loader.dataset)
+    known = config.method not in (TEACHER, PLAIN)
+    return RunRecord(
+        task=config.task,
+        benchmark=config.benchmark,
+        benchmark_version=config.benchmark_version,
+        pair=config.pair,
+        method=config.method,
+        seed=config.seed,
+        data=DataInfo(
+            name=data.name,
+            content_hash=data.content_hash,
+            train_samples=len(data),
+            val_samples=len(cast(Any, val.dataset)),
+            test_samples=len(cast(Any, test.dataset)),
+        ),
+        teacher=teacher_info,
+        student=describe_model(model.deploy, members["student"]["model"], example),
+        config=identity,
+        config_hash=digest,
+        metrics=metrics,
+        val_metrics=val_metrics,
+        per_class={m: dict(zip(data.classes, values)) for m, values in per_class.items()},
+        primary_metric=config.metric.primary,
+        higher_is_better=config.metric.higher_is_better,
+        recipe=Recipe(
+            batch_size=facts.batch_size,
+            learning_rate_first=facts.lr_first or 0.0,
+            learning_rate_max=facts.lr_max,
+            learning_rate_last=facts.lr_last,
+            epochs=config.recipe.epochs,
+            steps=facts.steps,
+            optimizer=config.recipe.optimizer["type"],
+            selection=config.recipe.selection,
+        ),
+        cost=Cost(
+            train_seconds=round(facts.train_seconds, 3),
+            samples_seen=facts.samples_seen,
+            teacher_forwards=facts.teacher_forwards,
+            peak_memory_mb=round(peak_mb, 1),
+            student_latency_ms=None if latency is None else round(latency, 4),
+        ),
+        environment=cost.environment(device, concurrent_jobs=options.concurrent_jobs, world_size=world),
+        student_sha256=sha256,
+        initial_hash=model.initial_hash,
+        teacher_record=_teacher_record(teacher_cfg),
+        plain_record=record_id(config.benchmark, config.pair, PLAIN, config.seed) if known else None,
+        finished=_now(),
+    )
+
+
+def _teacher_record(teacher: Mapping[str, Any] | None) -> str | None:
+    weights = "" if teacher is None else str(teacher.get("weights") or "")
+    return weights.removeprefix("run://") if weights.startswith("run://") else None
+
+
+def _failure(config: RunConfig, error: TrainingStopped) -> FailureRecord:
+    return FailureRecord(
+        benchmark=config.benchmark,
+        pair=config.pair,
+        method=config.method,
+        seed=config.seed,
+        error=type(error).__name__,
+        message=str(error),
+        config_hash=config_hash(config.model_dump(mode="json")),
+        finished=_now(),
+    )
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

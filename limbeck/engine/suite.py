@@ -1,0 +1,178 @@
+"""Suites: what is compared with what, as data; a suite expands to runs, of which only the missing ones are made."""
+
+from __future__ import annotations
+
+import tomllib
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from limbeck.engine.config import PLAIN, TEACHER, MethodConfig, PairConfig, RunConfig, expand, load_pair, parse
+from limbeck.engine.record import RunRecord, config_hash, failure_path, read_record, record_id, record_path
+from limbeck.errors import ConfigError, UnknownName
+
+State = Literal["done", "stale", "failed", "missing"]
+
+
+class Group(BaseModel):
+    """One benchmark pair of a suite: its config, the methods (empty: all of the config's) and the seeds."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    config: str
+    methods: list[str] = Field(default_factory=list)
+    seeds: list[int] = Field(default_factory=list)
+
+
+class Suite(BaseModel):
+    """A named list of groups; each becomes one group of rows in the table."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str
+    title: str
+    description: str = ""
+    minutes: str = Field("", description="rough time on two cores, for people")
+    seeds: list[int] = Field(min_length=1)
+    groups: list[Group]
+
+
+class Job(BaseModel):
+    """One run of a suite: which pair, method and seed."""
+
+    config: str
+    benchmark: str
+    pair: str
+    method: str
+    seed: int
+    teacher_seed: int | None = None
+
+    @property
+    def id(self) -> str:
+        """The id of the record that this job writes."""
+        return record_id(self.benchmark, self.pair, self.method, self.seed)
+
+    @property
+    def teacher_id(self) -> str | None:
+        """The id of the teacher's record, where the job needs one."""
+        if self.teacher_seed is None:
+            return None
+        return record_id(self.benchmark, self.pair, TEACHER, self.teacher_seed)
+
+
+def suite_folders() -> list[Path]:
+    """Where suites lie: a checkout's benchmarks/suites, else the copy in the package."""
+    package = Path(str(files("limbeck")))
+    return [p for p in (package.parent / "benchmarks" / "suites", package / "_suites") if p.is_dir()]
+
+
+def suites() -> dict[str, Path]:
+    """Every suite's file by name."""
+    found: dict[str, Path] = {}
+    for folder in suite_folders():
+        for path in sorted(folder.glob("*.toml")):
+            found.setdefault(path.stem, path)
+    return found
+
+
+def load_suite(name: str) -> Suite:
+    """Read a suite by name or path.
+
+    Raises: UnknownName with near names; ConfigError for a file that does not parse.
+    """
+    path = Path(name)
+    if not (path.suffix == ".toml" and path.is_file()):
+        known = suites()
+        if name not in known:
+            raise UnknownName("suite", name, known)
+        path = known[name]
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from error
+    suite: Suite = parse(Suite, raw, str(path))
+    return suite
+
+
+def plan(suite: Suite, *, seeds: int | None = None, only: list[str] | None = None) -> list[Job]:
+    """The suite's jobs, group by group: the teacher first, then seed by seed, so that an early stop leaves whole seeds.
+
+    Args:
+        seeds: take the first N seeds; at least 1.
+        only: methods to run; 'plain' is always run with them, for without it no gain can be told.
+    Raises: UnknownName for a method that no group has; ConfigError for fewer seeds than one.
+    """
+    if seeds is not None and seeds < 1:
+        raise ConfigError(f"a suite needs at least 1 seed; got {seeds}")
+    jobs: dict[str, Job] = {}  # by id: groups may share runs
+    offered: set[str] = set()
+    for group in suite.groups:
+        pair = load_pair(group.config)
+        names = group.methods or pair.method_names()
+        names = [PLAIN, *(n for n in names if n.lower() != PLAIN)]
+        offered |= set(names)
+        if only:
+            wanted = {o.lower() for o in only} | {PLAIN}
+            names = [n for n in names if n.lower() in wanted]
+        chosen = (group.seeds or suite.seeds)[:seeds]
+        base: dict[str, Any] = dict(config=group.config, benchmark=pair.benchmark, pair=pair.pair)
+        first = chosen[0]
+        planned = [Job(**base, method=TEACHER, seed=first)]
+        for seed in chosen:
+            for name in names:
+                linked = name != PLAIN and bool(_method(pair, name).links)
+                planned.append(Job(**base, method=name, seed=seed, teacher_seed=first if linked else None))
+        for job in planned:
+            jobs.setdefault(job.id, job)
+    for name in only or []:
+        if name.lower() not in {o.lower() for o in offered}:
+            raise UnknownName("method", name, offered, f"in suite {suite.name!r}")
+    return list(jobs.values())
+
+
+def _method(pair: PairConfig, name: str) -> MethodConfig:
+    for known, spec in pair.methods.items():
+        if known.lower() == name.lower():
+            return spec
+    raise UnknownName("method", name, pair.method_names(), f"in pair {pair.benchmark}/{pair.pair}")
+
+
+def resolve(job: Job, records: Path) -> RunConfig:
+    """The job's run config; a linked method needs its teacher's record.
+
+    Raises: ConfigError when the teacher has not been trained yet.
+    """
+    pair = load_pair(job.config)
+    if job.teacher_id is None:
+        return expand(pair, job.method, job.seed)
+    path = record_path(records, job.teacher_id)
+    if not path.is_file():
+        raise ConfigError(f"{job.id} needs the teacher's record {path}; run the teacher first")
+    teacher = read_record(path)
+    return expand(
+        pair,
+        job.method,
+        job.seed,
+        teacher_weights=f"run://{job.teacher_id}",
+        teacher_sha256=teacher.student_sha256,
+        teacher_metric=teacher.val_metrics.get(pair.metric.primary),
+    )
+
+
+def state(job: Job, records: Path) -> tuple[State, RunRecord | None]:
+    """Whether a job's record is there and still what the config says, for itself and for its teacher.
+
+    Raises: CorruptFile when its record is damaged.
+    """
+    path = record_path(records, job.id)
+    if not path.is_file():
+        return ("failed" if failure_path(records, job.id).is_file() else "missing"), None
+    record = read_record(path)
+    if job.teacher_seed is not None:
+        teacher = Job(config=job.config, benchmark=job.benchmark, pair=job.pair, method=TEACHER, seed=job.teacher_seed)
+        if state(teacher, records)[0] != "done":
+            return "stale", record
+    current = config_hash(resolve(job, records).model_dump(mode="json"))
+    return ("done" if current == record.config_hash else "stale"), record

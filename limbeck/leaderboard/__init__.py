@@ -1,0 +1,41 @@
+"""The leaderboard: reads records, refuses what must not be compared, and makes every table, page and comparison."""
+
+from __future__ import annotations
+
+from limbeck.leaderboard.compare import (
+    compare_benchmark,
+    compare_methods,
+    render_comparison,
+    render_reproduction,
+    reproduce,
+    reproduce_results,
+)
+from limbeck.leaderboard.render import render, show_tables, to_markdown, update_markdown
+from limbeck.leaderboard.site import build_site
+from limbeck.leaderboard.store import Group, Results, ResultsError, load_results
+from limbeck.leaderboard.table import Table, build_table, build_tables, to_json
+from limbeck.leaderboard.verify import verify_record, verify_records
+
+__all__ = [
+    "Group",
+    "Results",
+    "ResultsError",
+    "Table",
+    "build_site",
+    "build_table",
+    "build_tables",
+    "compare_benchmark",
+    "compare_methods",
+    "load_results",
+    "render",
+    "render_comparison",
+    "render_reproduction",
+    "reproduce",
+    "reproduce_results",
+    "show_tables",
+    "to_json",
+    "to_markdown",
+    "update_markdown",
+    "verify_record",
+    "verify_records",
+]

@@ -1,0 +1,164 @@
+"""What the page's template shows of a table: texts, sort keys, links and the plots' data."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from limbeck.engine.config import PLAIN, TEACHER
+from limbeck.leaderboard.render import BLANK, count, number, probability, share, summary
+from limbeck.leaderboard.table import Cell, Row, Table, column_decimals, direction, title
+
+Link = Callable[[str], str]
+
+_COSTS: dict[str, tuple[str, str, Callable[[float | None], str]]] = {
+    "parameters": ("params", "parameters of the model", count),
+    "flops": ("FLOPs", "of one sample's forward, 2 per multiply-add", count),
+    "student_latency_ms": ("latency ms", "median of one sample's forward", lambda v: number(v, 2)),
+    "train_seconds": ("train s", "wall time of training, mean over seeds", lambda v: number(v, 1)),
+    "peak_memory_mb": ("peak MB", "peak memory, mean over seeds", lambda v: number(v, 0)),
+    "teacher_forwards": ("teacher fwd", "samples that the teacher computed, mean over seeds", count),
+}
+
+
+def slugs(tables: Iterable[Table]) -> list[str]:
+    """A distinct name for each table that is safe in ids and file names."""
+    taken: dict[str, int] = {}
+    made = []
+    for table in tables:
+        base = re.sub(r"[^a-z0-9]+", "-", f"{table.benchmark} {table.pair} v{table.version}".lower()).strip("-")
+        taken[base] = taken.get(base, 0) + 1
+        made.append(base if taken[base] == 1 else f"{base}-{taken[base]}")
+    return made
+
+
+def group_view(table: Table, slug: str, *, link: Link) -> dict[str, Any]:
+    """Everything that the template shows of one table.
+
+    Args:
+        link: gives the address of a record's file.
+    """
+    plain = next((r for r in table.rows if r.role == PLAIN), None)
+    rows = [_row_view(table, row, plain, f"{slug}-row{i}", link) for i, row in enumerate(table.rows)]
+    devices = sorted({e["device"] for e in table.environments})
+    primary = f"{title(table.primary)} {direction(table, table.primary)}"
+    return dict(
+        slug=slug,
+        name=table.name,
+        benchmark=table.benchmark,
+        pair=table.pair,
+        version=table.version,
+        summary=summary(table),
+        teacher=table.teacher,
+        student=table.student,
+        warnings=table.warnings,
+        primary=f"metric:{table.primary}",
+        primary_title=primary,
+        metrics=[dict(name=m, title=f"{title(m)} {direction(table, m)}".strip()) for m in table.metrics],
+        columns=_columns(table),
+        references=[r for r in rows if r["role"] == TEACHER],
+        rows=[r for r in rows if r["role"] != TEACHER],
+        has_latency=any(r.cost.student_latency_ms is not None for r in table.rows),
+        devices=" and ".join(devices),
+        json=f"tables/{slug}.json",
+        plot=_plot(table, primary, rows),
+    )
+
+
+def _columns(table: Table) -> list[dict[str, str]]:
+    """Columns in order; `first` is the order that a first click gives: best on top."""
+
+    def column(
+        key: str, heading: str, first: str = "ascending", help_: str = "", kind: str = "number"
+    ) -> dict[str, str]:
+        return dict(key=key, title=heading, first=first, help=help_, kind=kind)
+
+    best = "descending" if table.higher_is_better else "ascending"
+    primary, *others = [
+        column(
+            f"metric:{m}",
+            f"{title(m)} {direction(table, m)}".strip(),
+            best if m == table.primary else "ascending" if direction(table, m) == "↓" else "descending",
+        )
+        for m in table.metrics
+    ]
+    return [
+        column("method", "method", kind="text"),
+        column("rank", "rank", help_="1 + methods whose whole interval is better"),
+        column("n", "n", "descending", "runs"),
+        primary,
+        column("gain", "gain", best, "over the plain student on shared seeds"),
+        column("p", "p", help_="two-sided paired t-test, Holm-adjusted"),
+        column("closed", "gap closed", "descending", "share of the way from plain student to teacher"),
+        *others,
+        *(column(key, heading, help_=why) for key, (heading, why, _) in _COSTS.items()),
+    ]
+
+
+def _figure(value: float | None, text: str, half: str = "") -> dict[str, Any]:
+    return dict(value=value, text=text, half=half)
+
+
+def _metric_figure(table: Table, cell: Cell | None, metric: str) -> dict[str, Any]:
+    if cell is None:
+        return _figure(None, BLANK)
+    places = column_decimals(table, metric)
+    half = cell.estimate.half
+    return _figure(cell.estimate.mean, number(cell.estimate.mean, places), "" if half is None else number(half, places))
+
+
+def _row_view(table: Table, row: Row, plain: Row | None, popover: str, link: Link) -> dict[str, Any]:
+    places = column_decimals(table, table.primary)
+    cells = {f"metric:{m}": _metric_figure(table, row.cells.get(m), m) for m in table.metrics}
+    cells["rank"] = _figure(row.rank, str(row.rank))
+    cells["n"] = _figure(row.n, str(row.n))
+    cells["p"] = _figure(row.p, probability(row.p))
+    cells["closed"] = _figure(row.gap_closed, share(row.gap_closed))
+    cells["gain"] = _figure(None, BLANK)
+    if row.gain is not None:
+        gain = row.gain.difference
+        half = "" if gain.half is None else number(gain.half, places)
+        cells["gain"] = _figure(gain.mean, number(gain.mean, places, sign=True), half)
+    for key, (_, _, text) in _COSTS.items():
+        value = getattr(row.cost, key)
+        cells[key] = _figure(value, text(value))
+    base = plain.cells[table.primary].values if plain is not None and row.role == "method" else {}
+    runs = []
+    for seed, identity in row.records.items():
+        values = [
+            number(row.cells[m].values.get(seed) if m in row.cells else None, column_decimals(table, m))
+            for m in table.metrics
+        ]
+        run = dict(seed=seed, id=identity, link=link(identity), figures=values, plain="", gain="")
+        if plain is not None and seed in base:
+            difference = row.cells[table.primary].values[seed] - base[seed]
+            run |= dict(plain=link(plain.records[seed]), gain=number(difference, places, sign=True))
+        runs.append(run)
+    return dict(method=row.method, role=row.role, flags=row.flags, popover=popover, cells=cells, runs=runs)
+
+
+def _plot(table: Table, primary: str, views: list[dict[str, Any]]) -> dict[str, Any]:
+    rows = []
+    for row, view in zip(table.rows, views):
+        cell = row.cells[table.primary]
+        found = cell.estimate
+        figure = view["cells"][f"metric:{table.primary}"]
+        latency = row.cost.student_latency_ms
+        said = f"{row.method}: {figure['text']}" + (f" ± {figure['half']}" if figure["half"] else "")
+        said = said.replace("&", "&amp;").replace("<", "&lt;")  # plotly reads markup in its texts
+        rows.append(
+            dict(
+                method=row.method,
+                role=row.role,
+                flagged=bool(row.flags),
+                mean=found.mean,
+                low=found.mean if found.low is None else found.low,
+                high=found.mean if found.high is None else found.high,
+                seeds=list(cell.values.values()),
+                latency=latency,
+                hover=said + (f"<br>{number(latency, 2)} ms" if latency is not None else ""),
+                popover=view["popover"],
+            )
+        )
+    return dict(title=primary, higher=table.higher_is_better, rows=rows)

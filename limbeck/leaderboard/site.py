@@ -1,0 +1,169 @@
+"""The page: a folder of static files that shows records offline, each figure one click from the records behind it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Collection, Iterable
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from limbeck import __version__
+from limbeck.errors import OutputError
+from limbeck.leaderboard.page import group_view, slugs
+from limbeck.leaderboard.stats import CONFIDENCE, MINIMUM_GAP
+from limbeck.leaderboard.store import Results, load_results
+from limbeck.leaderboard.table import build_table, environments, to_json
+
+MANIFEST = ".limbeck-site"
+SELECTIONS = {
+    "last": "last: the weights after the last epoch",
+    "best_val": "best_val: the epoch that was best on the validation split",
+}
+_ENVIRONMENT = {
+    "cpu": "CPU",
+    "device": "device",
+    "threads": "threads",
+    "concurrent_jobs": "jobs at once",
+    "world_size": "processes",
+    "platform": "platform",
+    "python": "Python",
+    "torch": "torch",
+    "limbeck": "limbeck",
+    "commit": "commit",
+    "runs": "runs",
+}
+
+
+def build_site(
+    folder: str | Path,
+    out: str | Path,
+    *,
+    benchmarks: Collection[str] | None = None,
+    title: str = "Limbeck leaderboard",
+) -> Path:
+    """Build the page of a folder of records; returns the path of its index.html.
+
+    The page is made beside `out` and moved into place when it is whole. An older page there is replaced; other files
+    in `out` are left alone.
+
+    Raises: ResultsError and CorruptFile as `load_results`; OutputError when `out` cannot be used.
+    """
+    results = load_results(folder, benchmarks=benchmarks)
+    target = Path(out).resolve()
+    if target == results.folder.resolve() or results.folder.resolve() in target.parents:
+        raise OutputError(
+            f"{out}: lies in the folder of records {folder}, which holds nothing else; choose another --out"
+        )
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as scratch:
+            made = Path(scratch) / "new"
+            _write(results, made, title)
+            _install(made, target, Path(scratch) / "old")
+    except OSError as error:
+        raise OutputError(f"cannot write {out}: {error.strerror or error}; choose another --out") from error
+    return Path(out) / "index.html"
+
+
+def _write(results: Results, made: Path, title: str) -> None:
+    static = files("limbeck.leaderboard") / "static"
+    assets = made / "assets"
+    assets.mkdir(parents=True)
+    for name in ("style.css", "page.js"):
+        (assets / name).write_bytes((static / name).read_bytes())
+    (assets / "plotly.min.js").write_text(_plotly(), encoding="utf-8")
+    copied = sorted({r.id for g in results for r in g.records})
+    for identity in copied:
+        place = made / "records" / f"{identity}.json"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(results.paths[identity], place)
+    tables = [build_table(group) for group in results]
+    views = []
+    (made / "tables").mkdir()
+    for table, slug in zip(tables, slugs(tables)):
+        (made / "tables" / f"{slug}.json").write_text(json.dumps(to_json(table), indent=1) + "\n", encoding="utf-8")
+        views.append(group_view(table, slug, link=lambda identity: f"records/{quote(identity)}.json"))
+    (made / "index.html").write_text(_page(results, views, title, len(copied)), encoding="utf-8")
+    (made / MANIFEST).write_text("\n".join(["assets", "records", "tables", "index.html"]) + "\n", encoding="utf-8")
+
+
+def _plotly() -> str:
+    from plotly.offline import get_plotlyjs
+
+    return get_plotlyjs()
+
+
+def _page(results: Results, views: list[dict[str, Any]], title: str, count: int) -> str:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    jinja = Environment(
+        loader=PackageLoader("limbeck.leaderboard", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    records = {r.id: r for g in results for r in g.records}.values()
+    rules = sorted({g.sample.recipe.selection for g in results})
+    return jinja.get_template("index.html.j2").render(
+        title=title,
+        version=__version__,
+        groups=views,
+        records=count,
+        latest=max(r.finished for r in records),
+        confidence=f"{100 * CONFIDENCE:.0f}",
+        minimum_gap=MINIMUM_GAP,
+        selections=[SELECTIONS.get(rule, rule) for rule in rules],
+        environment_columns=list(_ENVIRONMENT.values()),
+        environments=[_environment(e) for e in environments(records)],
+    )
+
+
+def _environment(found: dict[str, Any]) -> list[str]:
+    commit = found["git_commit"]
+    dirty = " + changes" if found["git_dirty"] else ""
+    shown = {**found, "commit": f"{commit[:10]}{dirty}" if commit else "–"}
+    return [str(shown[key]) for key in _ENVIRONMENT]
+
+
+def _install(made: Path, target: Path, old: Path) -> None:
+    """Move a whole page into place, entry by entry with index.html last; put the old one back when that fails.
+
+    Raises: OutputError when an entry of the same name was not made by an earlier build.
+    """
+    if not target.exists():
+        made.replace(target)
+        return
+    if not target.is_dir():
+        raise OutputError(f"{target}: is a file; choose another --out")
+    manifest = target / MANIFEST
+    owned = set(manifest.read_text(encoding="utf-8").split("\n")) if manifest.is_file() else set()
+    entries = sorted((p.name for p in made.iterdir()), key=lambda n: (n == "index.html", n))
+    foreign = [n for n in entries if n != MANIFEST and (target / n).exists() and n not in owned]
+    if foreign:
+        raise OutputError(
+            f"{target / foreign[0]}: was not made by this command and would be lost; choose another --out"
+        )
+    old.mkdir()
+    moved: list[str] = []
+    try:
+        for name in entries:
+            moved.append(name)
+            if (target / name).exists():
+                (target / name).replace(old / name)
+            (made / name).replace(target / name)
+    except OSError:
+        _restore(moved, target, old)
+        raise
+
+
+def _restore(names: Iterable[str], target: Path, old: Path) -> None:
+    for name in names:
+        if (old / name).exists():
+            if (target / name).is_dir():
+                shutil.rmtree(target / name)
+            (old / name).replace(target / name)

@@ -1,0 +1,191 @@
+// Sorting, theme and plots; the table is whole and readable without any of it.
+"use strict";
+
+function sortBy(th) {
+  const table = th.closest("table");
+  const heads = [...th.parentElement.children];
+  const column = heads.indexOf(th);
+  const now = th.getAttribute("aria-sort");
+  const order = now === "none" ? th.dataset.first : now === "ascending" ? "descending" : "ascending";
+  heads.forEach((h) => h.setAttribute("aria-sort", h === th ? order : "none"));
+  const sign = order === "ascending" ? 1 : -1;
+  const number = th.dataset.kind === "number";
+  const body = table.querySelector("tbody.sortable");
+  const value = (row) => row.children[column].dataset.value;
+  [...body.rows]
+    .map((row, i) => ({ row, i, v: value(row) }))
+    .sort((a, b) => {
+      if (a.v === "" || b.v === "") return (a.v === "") - (b.v === "") || a.i - b.i; // blanks stay last either way
+      return sign * (number ? a.v - b.v : a.v.localeCompare(b.v)) || a.i - b.i;
+    })
+    .forEach(({ row }) => body.append(row));
+}
+
+function colours() {
+  const style = getComputedStyle(document.documentElement);
+  const get = (name) => style.getPropertyValue(`--${name}`).trim();
+  return Object.fromEntries(["ink", "soft", "line", "card", "accent", "teacher", "plain"].map((n) => [n, get(n)]));
+}
+
+function colourOf(row, c) {
+  return row.role === "teacher" ? c.teacher : row.role === "plain" ? c.plain : c.accent;
+}
+
+function baseLayout(c) {
+  return {
+    paper_bgcolor: "rgba(0,0,0,0)",
+    plot_bgcolor: "rgba(0,0,0,0)",
+    font: { family: "system-ui, sans-serif", size: 12, color: c.ink },
+    hoverlabel: { bgcolor: c.card, bordercolor: c.line, font: { color: c.ink } },
+    showlegend: false,
+    dragmode: false,
+  };
+}
+
+function axis(c, more) {
+  return { gridcolor: c.line, linecolor: c.line, zeroline: false, fixedrange: true, ticks: "", automargin: false, ...more };
+}
+
+function padded(low, high, part) {
+  const room = (high - low || Math.abs(high) || 1) * part;
+  return [low - room, high + room];
+}
+
+function heightOf(data) {
+  return Math.max(300, 70 + 34 * data.rows.length);
+}
+
+function spread(data) {
+  const ends = data.rows.flatMap((r) => [r.low, r.high, ...r.seeds]);
+  return [Math.min(...ends), Math.max(...ends)];
+}
+
+// Mean and interval of each method, best on top; the teacher's and plain student's means as dotted lines.
+function dots(node, data) {
+  const c = colours();
+  const rows = [...data.rows].sort((a, b) => (data.higher ? a.mean - b.mean : b.mean - a.mean));
+  const y = (i) => i;
+  const traces = [
+    {
+      type: "scatter", mode: "markers", hoverinfo: "skip", cliponaxis: false,
+      x: rows.flatMap((r) => r.seeds), y: rows.flatMap((r, i) => r.seeds.map(() => y(i) - 0.27)),
+      marker: { size: 4, color: rows.flatMap((r) => r.seeds.map(() => colourOf(r, c))), opacity: 0.5 },
+    },
+    {
+      type: "scatter", mode: "markers", x: rows.map((r) => r.mean), y: rows.map((_, i) => y(i)), cliponaxis: false,
+      marker: { size: 10, color: rows.map((r) => colourOf(r, c)), symbol: rows.map((r) => (r.flagged ? "circle-open" : "circle")) },
+      text: rows.map((r) => r.hover), hoverinfo: "text", customdata: rows.map((r) => r.popover),
+    },
+  ];
+  const bars = rows.map((r, i) => ({
+    type: "line", x0: r.low, x1: r.high, y0: y(i), y1: y(i), layer: "below", line: { color: colourOf(r, c), width: 2.5 },
+  }));
+  const marks = rows.filter((r) => r.role !== "method").map((r) => ({
+    type: "line", x0: r.mean, x1: r.mean, yref: "paper", y0: 0, y1: 1, layer: "below",
+    line: { color: colourOf(r, c), width: 1, dash: "dot" },
+  }));
+  const longest = Math.max(...rows.map((r) => r.method.length));
+  return Plotly.react(node, traces, {
+    ...baseLayout(c),
+    height: heightOf(data),
+    margin: { l: Math.min(150, 16 + 7.2 * longest), r: 16, t: 10, b: 42 },
+    xaxis: axis(c, { range: padded(...spread(data), 0.05), title: { text: data.title, font: { size: 12, color: c.soft }, standoff: 8 } }),
+    yaxis: axis(c, { range: [-0.6, rows.length - 0.4], showgrid: false, tickvals: rows.map((_, i) => y(i)), ticktext: rows.map((r) => r.method.replace(/</g, "&lt;")) }),
+    shapes: [...marks, ...bars],
+  }, { displayModeBar: false, responsive: true });
+}
+
+// Places for labels so that none covers another: in order of height, pushed apart, then shifted back into the frame.
+function places(wanted, step, low, high) {
+  const order = wanted.map((v, i) => [v, i]).sort((a, b) => a[0] - b[0]);
+  const at = [];
+  order.forEach(([v], k) => at.push(k ? Math.max(v, at[k - 1] + step) : v));
+  for (let k = at.length - 1, limit = high; k >= 0; k--, limit = at[k + 1] - step) at[k] = Math.min(at[k], limit);
+  const under = at.length ? Math.max(0, low - at[0]) : 0;
+  const result = new Array(wanted.length);
+  order.forEach(([, i], k) => { result[i] = at[k] + under; });
+  return result;
+}
+
+function latency(node, data) {
+  const c = colours();
+  const rows = data.rows.filter((r) => r.latency !== null);
+  const width = node.clientWidth, margin = { l: 54, r: 16, t: 14, b: 46 };
+  const height = heightOf(data);
+  const widest = Math.max(...rows.map((r) => r.latency));
+  const xs = [0, widest * 1.12], ys = padded(Math.min(...rows.map((r) => r.low)), Math.max(...rows.map((r) => r.high)), 0.06);
+  const plotHeight = height - margin.t - margin.b, plotWidth = width - margin.l - margin.r;
+  const pixel = (v) => margin.t + plotHeight * (ys[1] - v) / (ys[1] - ys[0]);
+  const annotations = [];
+  for (const left of [false, true]) {
+    const side = rows.filter((r) => (r.latency > 0.7 * xs[1]) === left);
+    const at = places(side.map((r) => pixel(r.mean)), 17, margin.t + 8, margin.t + plotHeight - 8);
+    const edge = left ? Math.min(...side.map((r) => r.latency)) : Math.max(...side.map((r) => r.latency));
+    side.forEach((r, i) => annotations.push({
+      x: r.latency, y: r.mean, text: r.method.replace(/</g, "&lt;"), font: { size: 12, color: colourOf(r, c) },
+      // labels of a side stand in one column, else a label covers a neighbour's point
+      ax: (left ? -26 : 26) + plotWidth * (edge - r.latency) / xs[1], ay: at[i] - pixel(r.mean),
+      xanchor: left ? "right" : "left", showarrow: true, arrowhead: 0, arrowwidth: 0.8, arrowcolor: c.soft, standoff: 6,
+    }));
+  }
+  const traces = [{
+    type: "scatter", mode: "markers", x: rows.map((r) => r.latency), y: rows.map((r) => r.mean),
+    marker: { size: 10, color: rows.map((r) => colourOf(r, c)), symbol: rows.map((r) => (r.flagged ? "circle-open" : "circle")) },
+    text: rows.map((r) => r.hover), hoverinfo: "text", customdata: rows.map((r) => r.popover),
+  }];
+  const bars = rows.map((r) => ({
+    type: "line", x0: r.latency, x1: r.latency, y0: r.low, y1: r.high, layer: "below", line: { color: colourOf(r, c), width: 1.5 }, opacity: 0.6,
+  }));
+  return Plotly.react(node, traces, {
+    ...baseLayout(c), height, margin, annotations, shapes: bars,
+    xaxis: axis(c, { range: xs, title: { text: "latency, ms", font: { size: 12, color: c.soft }, standoff: 8 } }),
+    yaxis: axis(c, { range: ys, title: { text: data.title, font: { size: 12, color: c.soft }, standoff: 6 } }),
+  }, { displayModeBar: false, responsive: true });
+}
+
+function draw() {
+  if (typeof Plotly === "undefined") return;
+  for (const node of document.querySelectorAll(".canvas")) {
+    const data = JSON.parse(document.getElementById(`data-${node.dataset.group}`).textContent);
+    (node.dataset.plot === "dots" ? dots : latency)(node, data);
+    if (!node.dataset.wired) {
+      node.dataset.wired = "1";
+      node.on("plotly_click", (event) => {
+        const id = event.points.map((p) => p.customdata).find(Boolean);
+        if (id) document.getElementById(id).showPopover();
+      });
+    }
+  }
+}
+
+function setTheme(name) {
+  if (name === "auto") delete document.documentElement.dataset.theme;
+  else document.documentElement.dataset.theme = name;
+  document.getElementById("theme").textContent = `theme: ${name}`;
+}
+
+document.addEventListener("DOMContentLoaded", () => {
+  for (const th of document.querySelectorAll(".results thead th")) {
+    th.querySelector("button").addEventListener("click", () => sortBy(th));
+  }
+  const button = document.getElementById("theme"), names = ["auto", "light", "dark"];
+  let theme = "auto";
+  try { theme = localStorage.getItem("theme") || theme; } catch { /* storage is off for local files in some browsers */ }
+  setTheme(theme);
+  button.hidden = false;
+  button.addEventListener("click", () => {
+    theme = names[(names.indexOf(theme) + 1) % names.length];
+    try { localStorage.setItem("theme", theme); } catch { /* as above */ }
+    setTheme(theme);
+    draw();
+  });
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
+  let width = innerWidth, waiting;
+  addEventListener("resize", () => {
+    if (innerWidth === width) return;
+    width = innerWidth;
+    clearTimeout(waiting);
+    waiting = setTimeout(draw, 150); // label places depend on the width
+  });
+  draw();
+});

@@ -1,0 +1,99 @@
+"""Verification: evaluates published weights again and says whether their records hold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from limbeck.engine.record import RunRecord
+from limbeck.engine.weights import check_sha256
+
+Evaluate = Callable[[dict[str, Any], Path], Mapping[str, float]]
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """How far a metric may be off: `absolute`, or `relative` to the recorded value, whichever is wider."""
+
+    absolute: float = 0.0
+    relative: float = 0.0
+
+    def allows(self, recorded: float, found: float) -> bool:
+        """Whether a value is near enough; a NaN never is."""
+        return abs(found - recorded) <= max(self.absolute, self.relative * abs(recorded)) + 1e-12
+
+
+TOLERANCES: Mapping[str, Tolerance] = {"top1": Tolerance(absolute=0.05), "nll": Tolerance(relative=1e-3)}
+OTHERWISE = Tolerance(absolute=0.05)
+
+
+@dataclass(frozen=True)
+class Verification:
+    """One record and what its weights give today; differences are found − recorded, of the judged metrics."""
+
+    id: str
+    verdict: Literal["holds", "off", "no weights"]
+    recorded: dict[str, float] = field(default_factory=dict)
+    found: dict[str, float] = field(default_factory=dict)
+    differences: dict[str, float] = field(default_factory=dict)
+    off: tuple[str, ...] = ()
+
+    @property
+    def text(self) -> str:
+        """'holds', 'no weights', or 'off by +0.28 top1'."""
+        if self.verdict != "off":
+            return self.verdict
+        gone = [f"no {m}" for m in self.off if m not in self.differences]
+        by = [f"{self.differences[m]:+.4g} {m}" for m in self.off if m in self.differences]
+        return (
+            "off by " + ", ".join(by) + (f" ({', '.join(gone)})" if gone else "") if by else "off: " + ", ".join(gone)
+        )
+
+
+def verify_record(
+    record: RunRecord,
+    evaluate: Evaluate,
+    weights: Mapping[str, Path],
+    *,
+    tolerances: Mapping[str, Tolerance] = TOLERANCES,
+) -> Verification:
+    """Evaluate a record's weights again and compare the metrics that have a tolerance, and always the primary one.
+
+    Args:
+        evaluate: gives the metrics of a config's student with the weights of a file.
+        weights: the files on offer, by sha256.
+    Raises: CorruptFile when a file is not what its hash says; whatever `evaluate` raises.
+    """
+    path = weights.get(record.student_sha256)
+    if path is None:
+        return Verification(record.id, "no weights")
+    check_sha256(path, record.student_sha256)
+    found = dict(evaluate(record.config, path))
+    judged = [m for m in record.metrics if m in tolerances or m == record.primary_metric]
+    differences = {m: found[m] - record.metrics[m] for m in judged if m in found}
+    off = tuple(
+        m for m in judged if m not in found or not tolerances.get(m, OTHERWISE).allows(record.metrics[m], found[m])
+    )
+    return Verification(record.id, "off" if off else "holds", dict(record.metrics), found, differences, off)
+
+
+def verify_records(
+    records: Iterable[RunRecord],
+    evaluate: Evaluate,
+    weights: Mapping[str, Path],
+    *,
+    tolerances: Mapping[str, Tolerance] = TOLERANCES,
+) -> Iterator[Verification]:
+    """Verify records one after the other, each as soon as it is done; a record that several groups show counts once."""
+    seen: set[str] = set()
+    for record in records:
+        if record.id not in seen:
+            seen.add(record.id)
+            yield verify_record(record, evaluate, weights, tolerances=tolerances)
+
+
+def verification_json(found: Verification) -> dict[str, Any]:
+    """A verification as JSON values, with its text."""
+    return {**asdict(found), "text": found.text}

@@ -1,0 +1,116 @@
+"""Cards: one validated JSON file per student, saying what it is, how to feed it, whose record it quotes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from limbeck.engine.record import Finite, Sha256, Task
+from limbeck.errors import CorruptFile
+
+CARD_VERSION = 1
+MAX_BYTES = 8_000_000  # of one weight file: the small students travel inside the package
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)+$")]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DatasetCard(_Strict):
+    """What the student was trained on, and under which terms that data comes."""
+
+    name: str
+    content_hash: str = Field(min_length=8, description="of the training split, as the record has it")
+    licence: str
+    source: str
+    test: dict[str, Any] = Field(description="config of the test split, for the registry of data sets")
+
+
+class Preprocessing(_Strict):
+    """How an image becomes the network's input."""
+
+    input_size: tuple[int, int, int] = Field(description="(channels, height, width)")
+    mean: tuple[Finite, ...] = Field(description="of each channel, on a [0, 1] pixel scale")
+    std: tuple[Finite, ...]
+    crop_pct: Finite | None = Field(
+        None,
+        description="None: the whole image is brought to height × width; else the shorter side is brought to "
+        "side / crop_pct and the centre is cut out",
+    )
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    note: str = Field("", description="what the pixels mean: 'white on black'")
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        channels = self.input_size[0]
+        if min(self.input_size) < 1 or len(self.mean) != channels or len(self.std) != channels:
+            raise ValueError(f"mean and std need one value for each of the channels of input_size {self.input_size}")
+        if min(self.std) <= 0 or not 0 < (1.0 if self.crop_pct is None else self.crop_pct) <= 1:
+            raise ValueError("std must be positive, and crop_pct in (0, 1]")
+        return self
+
+
+class Card(_Strict):
+    """A student (or a teacher) of the zoo; every figure is copied from the record `record`."""
+
+    card_version: Literal[1] = CARD_VERSION
+    name: Name = Field(description="'<architecture>.<benchmark>_<method>', with '_s<seed>' for seeds other than 0")
+    task: Task
+    benchmark: str
+    benchmark_version: int = 1
+    pair: str
+    method: str = Field(description="'teacher', 'plain', or the registered method's name")
+    seed: int
+    model: dict[str, Any] = Field(description="config of the architecture, for the registry of models")
+    teacher: str | None = Field(None, description="name of the teacher, with its tag where its record is known")
+    dataset: DatasetCard
+    classes: tuple[str, ...] = Field(min_length=1, description="in the order of the logits")
+    preprocessing: Preprocessing
+    metrics: dict[str, Finite] = Field(description="on the test split, in the record's terms")
+    primary_metric: str
+    record: str = Field(description="id of the record, its path below results/ without '.json'")
+    parameters: int
+    flops: int | None = Field(None, description="2 per multiply-add, one sample; None where it cannot be counted")
+    file: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*\.safetensors$", description="name below weights/")
+    file_bytes: int = Field(gt=0, le=MAX_BYTES)
+    sha256: Sha256
+    licence: str = Field(description="of the weights; that of the data stands in `dataset`")
+    intended_use: str
+    limits: str
+    code_version: str = Field(description="limbeck's version and commit that trained it")
+
+    @model_validator(mode="after")
+    def _has_primary(self) -> Self:
+        if self.primary_metric not in self.metrics:
+            raise ValueError(f"metrics lack the primary one, {self.primary_metric!r}")
+        return self
+
+    @property
+    def value(self) -> float:
+        """The primary metric."""
+        return self.metrics[self.primary_metric]
+
+
+def read_card(path: str | Path) -> Card:
+    """Read and validate one card.
+
+    Raises: CorruptFile naming the file and what is wrong with it.
+    """
+    file = Path(path)
+    try:
+        card = Card.model_validate(json.loads(file.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise CorruptFile(f"{file}: the card cannot be read ({error.strerror}); install limbeck again") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CorruptFile(f"{file}: not a whole JSON card ({error}); get the file again") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(p) for p in first["loc"]) or "card"
+        raise CorruptFile(f"{file}: {where}: {first['msg']}; get the file again") from error
+    if card.name != file.stem:
+        raise CorruptFile(f"{file}: the card is of {card.name!r}; its file must be called {card.name}.json")
+    return card

@@ -1,0 +1,39 @@
+"""Load a student: architecture from the card, weights checked before they are read, preprocessing attached."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from limbeck.engine.weights import load_into
+from limbeck.zoo.index import entry, weights_path
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def load_student(name: str, *, device: str = "cpu", zoo_dir: str | Path | None = None) -> nn.Module:
+    """A student of the zoo in eval mode, with its `card`, and `preprocess`: an image to its input (1, C, H, W).
+
+    Args:
+        device: 'cpu', 'cuda', 'cuda:N' or 'auto'; `preprocess` gives tensors on the CPU.
+        zoo_dir: a folder with cards/ and weights/ instead of $LIMBECK_ZOO and the shipped zoo.
+    Raises: UnknownName with near names; CorruptFile with both hashes when the weights are not those of the card.
+
+    >>> import limbeck
+    >>> student = limbeck.load_student("resnet8w4.digits_kd")  # doctest: +SKIP
+    >>> student(student.preprocess("seven.png")).argmax()  # doctest: +SKIP
+    """
+    from limbeck.engine.output import pick_device
+    from limbeck.engine.registry import MODELS
+    from limbeck.zoo.images import Preprocess
+
+    target = pick_device(device)
+    card, _ = entry(name, zoo_dir=zoo_dir)
+    path = weights_path(name, zoo_dir=zoo_dir)
+    model = cast("nn.Module", MODELS.make(card.model, where=f"in the card of {name}"))
+    load_into(model, path, sha256=card.sha256)
+    model = model.to(target).eval()
+    model.card = card  # type: ignore[assignment]  # nn.Module types attributes as tensors or modules
+    model.preprocess = Preprocess(card.preprocessing)  # type: ignore[assignment]
+    return model

@@ -1,0 +1,238 @@
+"""Publish: a card made from a run's record, and its weights, put into the zoo."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from inspect import Parameter, signature
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from pydantic import ValidationError
+
+from limbeck.engine.record import RunRecord, read_record
+from limbeck.engine.weights import atomic_path, check_sha256, load_into, write_json
+from limbeck.errors import ConfigError, UnknownName
+from limbeck.zoo.card import MAX_BYTES, Card, DatasetCard, Preprocessing, read_card
+from limbeck.zoo.index import CARDS, SHIPPED, WEIGHTS, own_zoo
+
+if TYPE_CHECKING:
+    from torch import nn
+
+LICENCE = "Apache-2.0"
+
+
+@dataclass(frozen=True)
+class DataTerms:
+    """What a card says of a data set; a student of any other data set is not published."""
+
+    licence: str
+    source: str
+    pixels: str
+    use: str
+    limits: str
+
+
+DATA_TERMS: Mapping[str, DataTerms] = {
+    "digits": DataTerms(
+        licence="CC-BY-4.0",
+        source="scikit-learn's copy of the UCI data set Optical Recognition of Handwritten Digits",
+        pixels="white on black",
+        use="Recognising one handwritten digit of 8 × 8 grey pixels; teaching, tests, and comparing methods.",
+        limits="Knows single centred digits, light strokes on black; any other image gets one of ten labels too.",
+    ),
+    "fashion-mnist": DataTerms(
+        licence="MIT",
+        source="Fashion-MNIST (arXiv 1708.07747)",
+        pixels="white on black",
+        use="Recognising one piece of clothing of 28 × 28 grey pixels; teaching, tests, and comparing methods.",
+        limits="Knows single centred product pictures of ten kinds, light on black; any other image gets a label too.",
+    ),
+}
+
+
+def add_student(
+    record: RunRecord | str | Path, weights: str | Path, name: str | None = None, zoo_dir: str | Path | None = None
+) -> Card:
+    """Put a run's student into the zoo; the same run again replaces its card and weights.
+
+    Args:
+        record: of the run; every figure of the card is copied from it.
+        weights: the file that the run saved.
+        name: '<architecture>.<tag>'; made from the record where not given.
+        zoo_dir: the folder that gets cards/<name>.json and weights/; $LIMBECK_ZOO or the shipped zoo where not given.
+    Raises: CorruptFile when the weights are not those of the record, or do not fit its model; ConfigError for a record
+        that is not 'ok', a file over 8 MB, a data set whose licence is not known here, or a name that another run has.
+    """
+    found = record if isinstance(record, RunRecord) else read_record(record)
+    source = Path(weights)
+    root = Path(zoo_dir) if zoo_dir is not None else (own_zoo() or SHIPPED)
+    _check(found, source)
+    card = _card(found, source, name or student_name(found))
+    path = root / CARDS / f"{card.name}.json"
+    old = read_card(path) if path.is_file() else None
+    if old is not None and old.record != card.record:
+        raise ConfigError(f"the name {card.name!r} is taken by the run {old.record}; give this student another name")
+    # The hash in the file's name: a new file never takes the place of the one that the present card names.
+    with atomic_path(root / WEIGHTS / card.file) as temporary:
+        shutil.copyfile(source, temporary)
+    write_json(path, card.model_dump(mode="json"))
+    if old is not None and old.file != card.file:
+        (root / WEIGHTS / old.file).unlink(missing_ok=True)
+    return read_card(path)
+
+
+def _check(record: RunRecord, weights: Path) -> None:
+    if record.status != "ok":
+        raise ConfigError(f"the record {record.id} is {record.status!r}; only students of 'ok' records are published")
+    if record.data.name not in DATA_TERMS:
+        known = UnknownName("licence of data set", record.data.name, DATA_TERMS)
+        raise ConfigError(f"{known}; add its terms to DATA_TERMS in limbeck/zoo/publish.py")
+    if not weights.is_file():
+        raise ConfigError(f"{weights}: no such weight file; name the student.safetensors of the run {record.id}")
+    size = weights.stat().st_size
+    if size > MAX_BYTES:
+        raise ConfigError(f"{weights}: {size / 1e6:.1f} MB; the zoo takes weight files up to {MAX_BYTES / 1e6:.0f} MB")
+    check_sha256(weights, record.student_sha256)
+
+
+def _card(record: RunRecord, weights: Path, name: str) -> Card:
+    members = record.config["model"]["members"]
+    config = _without_pretraining(members[record.config["model"]["deploy"]]["model"])
+    model = _built(config, weights, record)
+    terms = DATA_TERMS[record.data.name]
+    test = _without_place(record.config["data"]["test"])
+    environment = record.environment
+    commit = (
+        f" ({environment.git_commit[:12]}{', changed' if environment.git_dirty else ''})"
+        if environment.git_commit
+        else ""
+    )
+    try:
+        return Card(
+            name=name,
+            task=record.task,
+            benchmark=record.benchmark,
+            benchmark_version=record.benchmark_version,
+            pair=record.pair,
+            method=record.method,
+            seed=record.seed,
+            model=config,
+            teacher=_teacher_name(record),
+            dataset=DatasetCard(
+                name=record.data.name,
+                content_hash=record.data.content_hash,
+                licence=terms.licence,
+                source=terms.source,
+                test=test,
+            ),
+            classes=_classes(record, test),
+            preprocessing=_preprocessing(model, test, terms),
+            metrics=record.metrics,
+            primary_metric=record.primary_metric,
+            record=record.id,
+            parameters=record.student.parameters,
+            flops=record.student.flops,
+            file=f"{name}-{record.student_sha256[:8]}.safetensors",
+            file_bytes=weights.stat().st_size,
+            sha256=record.student_sha256,
+            licence=LICENCE,
+            intended_use=terms.use,
+            limits=terms.limits,
+            code_version=f"limbeck {environment.limbeck}{commit}",
+        )
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(p) for p in first["loc"]) or "card"
+        raise ConfigError(f"the card of {record.id} is not valid: {where}: {first['msg']}") from error
+
+
+def _built(config: dict[str, Any], weights: Path, record: RunRecord) -> nn.Module:
+    from limbeck.engine.registry import MODELS
+
+    model = cast("nn.Module", MODELS.make(config, where=f"in the record {record.id}"))
+    load_into(model, weights, sha256=record.student_sha256)
+    return model
+
+
+def _without_pretraining(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The architecture alone: a student is loaded without the weights that its training started from."""
+    from limbeck.engine.registry import MODELS
+
+    plain = dict(config)
+    if "pretrained" in signature(MODELS.lookup(plain["type"])).parameters:
+        plain["pretrained"] = False
+    return plain
+
+
+def _without_place(test: Mapping[str, Any]) -> dict[str, Any]:
+    """The test split's config without a folder of the machine that trained."""
+    return {k: v for k, v in test.items() if not (isinstance(v, str) and Path(v).is_absolute())}
+
+
+def _classes(record: RunRecord, test: dict[str, Any]) -> tuple[str, ...]:
+    """Class names in the order of the logits: the record's, else those of the data set."""
+    for values in record.per_class.values():
+        return tuple(values)
+    from limbeck.engine.registry import DATASETS
+
+    return tuple(DATASETS.make(test, where=f"in the record {record.id}").classes)
+
+
+def _preprocessing(model: nn.Module, test: Mapping[str, Any], terms: DataTerms) -> Preprocessing:
+    from limbeck.engine.registry import DATASETS
+
+    normalization: Any = model.normalization
+    crop = signature(DATASETS.lookup(test["type"])).parameters.get("crop_pct")
+    default = None if crop is None or crop.default is Parameter.empty else crop.default
+    return Preprocessing(
+        input_size=cast(tuple[int, int, int], tuple(cast(Any, model.input_size))),
+        mean=tuple(normalization.mean),
+        std=tuple(normalization.std),
+        crop_pct=test.get("crop_pct", default),
+        interpolation="bilinear" if crop is None else "bicubic",  # as data sets of photographs resize
+        note=terms.pixels,
+    )
+
+
+# --- names ---
+
+
+def architecture_name(config: Mapping[str, Any]) -> str:
+    """'resnet8w4' for a CIFARResNet of depth 8 and width 4, 'resnet20' with the usual width; timm's name for timm's."""
+    kind = str(config["type"])
+    if kind == "CIFARResNet":
+        width = config.get("width", 16)
+        return f"resnet{config.get('depth', 20)}{'' if width == 16 else f'w{width}'}"
+    if kind == "timm":
+        return _word(str(config["model"]).rsplit("/", 1)[-1].rsplit(":", 1)[-1].split(".")[0])
+    if kind == "EfficientNetLite":
+        return f"efficientnet_lite{config.get('variant', 0)}"
+    return _word(kind.lower())
+
+
+def student_name(record: RunRecord) -> str:
+    """'resnet8w4.digits_kd'; '_s3' is added for seed 3, nothing for seed 0."""
+    config = record.config["model"]
+    architecture = architecture_name(config["members"][config["deploy"]]["model"])
+    return _tagged(architecture, record.benchmark, record.method, record.seed)
+
+
+def _tagged(architecture: str, benchmark: str, method: str, seed: int) -> str:
+    return f"{architecture}.{_word(benchmark)}_{_word(method.lower())}{f'_s{seed}' if seed else ''}"
+
+
+def _teacher_name(record: RunRecord) -> str | None:
+    teacher = record.config["model"]["members"].get("teacher")
+    if record.teacher is None or teacher is None:
+        return None
+    architecture = architecture_name(teacher["model"])
+    # a teacher's id is 'benchmark/pair/teacher/seedN'
+    parts = re.fullmatch(r"([^/]+)/[^/]+/([^/]+)/seed(\d+)", record.teacher_record or "")
+    return _tagged(architecture, parts[1], parts[2], int(parts[3])) if parts else architecture
+
+
+def _word(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", text).strip("-")

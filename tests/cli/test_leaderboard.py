@@ -1,0 +1,105 @@
+"""`limbeck leaderboard`: what each command prints and how it exits."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from limbeck.cli import leaderboard
+from limbeck.errors import UserError
+from limbeck.leaderboard.store import NoResults
+from tests.leaderboard.fabricate import fabricate, suite, with_values, write_all
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    return write_all(tmp_path / "results", suite(("KD", "DKD"), range(3)))
+
+
+def call(*args: object, status: int = 0) -> str:
+    done = CliRunner().invoke(leaderboard.app, [str(a) for a in args])
+    if done.exception is not None and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    assert done.exit_code == status, done.output
+    return done.output
+
+
+def test_show_prints_tables(results: Path) -> None:
+    text = call("show", "--results", results)
+    assert "toy/big-small" in text
+    assert "DKD" in text
+    assert "…" not in text  # nothing is cut in a pipe either
+
+
+def test_show_json(results: Path) -> None:
+    tables = json.loads(call("show", "toy", "--results", results, "--json"))
+    assert [r["method"] for r in tables[0]["rows"]][:2] == ["teacher", "plain"]
+
+
+def test_missing_results_are_one_sentence(tmp_path: Path) -> None:
+    for command in (["show"], ["build", "--out", tmp_path / "o"], ["compare", "toy", "a", "b"], ["verify"]):
+        with pytest.raises(NoResults, match="no such folder of records"):
+            call(*command, "--results", tmp_path / "absent")
+    with pytest.raises(NoResults):
+        call("reproduce", tmp_path / "absent", tmp_path / "absent")
+    with pytest.raises(UserError, match="holds no record"):
+        call("show", "--results", tmp_path)
+
+
+def test_build_page_and_readme(results: Path, tmp_path: Path) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text("<!-- table: toy -->\n<!-- /table -->\n")
+    assert "stale" in call("build", "--results", results, "--readme", readme, "--check", status=1)
+    text = call("build", "--results", results, "--out", tmp_path / "site", "--readme", readme)
+    assert "index.html" in text
+    assert "tables regenerated" in text
+    assert (tmp_path / "site" / "index.html").is_file()
+    assert "| DKD |" in readme.read_text().replace("**", "")
+    assert "what the records say" in call("build", "--results", results, "--readme", readme, "--check")
+
+
+def test_compare_prints_and_dumps(results: Path) -> None:
+    assert "DKD − KD" in call("compare", "toy", "DKD", "kd", "--results", results)
+    found = json.loads(call("compare", "toy", "DKD", "KD", "--results", results, "--json"))
+    assert found[0]["metrics"]["top1"]["paired"]["seeds"] == [0, 1, 2]
+
+
+def test_reproduce_exit_status(results: Path, tmp_path: Path) -> None:
+    assert "4 identical" in call("reproduce", results, results)
+    write_all(tmp_path / "ours", with_values("plain", [1.0, 1.1, 1.2]))
+    text = call("reproduce", tmp_path / "ours", results, status=1)
+    assert "differs" in text
+    assert "missing" in text
+    cells = json.loads(call("reproduce", results, results, "--json"))["cells"]
+    assert {c["verdict"] for c in cells} == {"identical"}
+
+
+def test_verify_exit_status(results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "w.safetensors"
+    file.write_bytes(b"w")
+    digest = hashlib.sha256(b"w").hexdigest()
+    record = fabricate("KD", 0, student_sha256=digest)
+    write_all(results, [record])
+    answer = dict(record.metrics)
+
+    def evaluation() -> tuple[Any, Any]:
+        return (lambda config, path: answer), {digest: file}
+
+    monkeypatch.setattr(leaderboard, "_evaluation", evaluation)
+    text = call("verify", "--results", results)
+    assert "toy/big-small/kd/seed0: holds" in text
+    assert "1 holds, 0 off, 9 no weights" in text
+    answer["top1"] += 1
+    assert "off by +1 top1" in call("verify", "--results", results, status=1)
+    found = json.loads(call("verify", "--results", results, "--json", status=1))
+    assert [f["text"] for f in found if f["verdict"] == "off"] == ["off by +1 top1"]
+
+
+@pytest.mark.parametrize("command", ["show", "build", "compare", "verify", "reproduce"])
+def test_help_has_an_example(command: str) -> None:
+    assert "Example: limbeck leaderboard" in " ".join(call(command, "--help").split())
