@@ -84,6 +84,7 @@ class Method(nn.Module):
         self.taps: list[TapPair] = [(str(t), str(s)) for t, s in pairs]
         self.weight = float(weight)
         self.schedule = build_schedule(schedule)
+        self.scheduled = schedule is not None
         self.may_be_zero = may_be_zero
 
     @property

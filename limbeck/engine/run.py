@@ -7,6 +7,7 @@ import logging
 import os
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -221,7 +222,7 @@ def _runner(
     runner_class = type("DistillRunner", (DistillRunner,), {})
     runner_class.device = device
     runner_class.find_unused_parameters = model.task_weight == 0 or any(
-        p.requires_grad for link in model.links for p in link.parameters()
+        link.scheduled and any(p.requires_grad for p in link.parameters()) for link in model.links
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # mmengine warns of torch features that it does not use here
@@ -244,7 +245,8 @@ def _runner(
             randomness=dict(seed=config.seed),
             experiment_name=f"{config.id.replace('/', '.')}.{os.getpid()}.{id(model)}",
         )
-    Path(runner.log_dir).rmdir()  # mmengine makes a folder for logs that this runner does not write
+    with suppress(OSError):  # mmengine makes a folder for logs that this runner does not write; another rank may be first
+        Path(runner.log_dir).rmdir()
     return runner
 
 

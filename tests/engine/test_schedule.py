@@ -104,6 +104,13 @@ def test_epochs_count_from_one_at_every_step(warmup: int, total: int, steps: int
             assert schedule(progress) == min((epoch + 1) / warmup, 1.0)
 
 
+@pytest.mark.parametrize(("epoch", "total"), [(15, 22), (29, 100), (123, 240)])
+def test_epochs_turn_at_their_first_step_although_floats_round_down(epoch: int, total: int) -> None:
+    assert epoch / total * total < epoch
+    schedule = build_schedule({"type": "epochs", "warmup_epochs": total, "total_epochs": total})
+    assert schedule(epoch / total) == (epoch + 1) / total
+
+
 def test_epochs_of_the_dkd_trainer() -> None:
     schedule = build_schedule({"type": "epochs", "warmup_epochs": 20, "total_epochs": 240})
     assert schedule(0.0) == 1 / 20

@@ -154,7 +154,7 @@ def test_plots_hold_the_tables_figures(built: Path) -> None:
     found = re.search(r'id="data-toy-big-small-v1">(.*?)</script>', text, re.DOTALL)
     assert found is not None
     data = json.loads(found[1])
-    by_method = {method: cells for method, cells in Page(built).rows[3:]}
+    by_method = dict(Page(built).rows[3:])
     assert {r["method"] for r in data["rows"]} == set(by_method)
     for row in data["rows"]:
         assert row["mean"] == float(by_method[row["method"]][3][0])
@@ -274,7 +274,8 @@ def test_failed_move_puts_the_old_page_back(results: Path, tmp_path: Path, monke
 def test_building_imports_no_torch(results: Path, tmp_path: Path) -> None:
     code = (
         "import sys; from limbeck.leaderboard import build_site, show_tables; from rich.console import Console; "
-        f"build_site({str(results)!r}, {str(tmp_path / 'site')!r}); show_tables({str(results)!r}, Console(quiet=True)); "
+        f"build_site({str(results)!r}, {str(tmp_path / 'site')!r}); "
+        f"show_tables({str(results)!r}, Console(quiet=True)); "
         "print([m for m in ('torch', 'mmengine', 'timm', 'pandas') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -74,7 +74,7 @@ def check_one_sided(loss: Loss, student: Tensor, teacher: Tensor) -> None:
 
 
 def check_half(loss: Loss, student: Tensor, teacher: Tensor, dtype: torch.dtype) -> None:
-    """With and without autocast, half-precision taps give the float32 loss of the same numbers: nothing inside is done in half."""
+    """Half-precision taps give the float32 loss of the same numbers: nothing inside is done in half."""
     student, teacher = student.to(dtype), teacher.to(dtype)
     expected = loss(student.float(), teacher.float())
     with torch.autocast("cpu", dtype=dtype):
