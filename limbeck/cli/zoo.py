@@ -40,14 +40,17 @@ def list_(
         known = sorted({card.method for card in list_students()})
         typer.echo(f"no such students; the zoo has methods: {', '.join(known) or 'none yet'}")
         return
-    table = Table("name", "task", "method", "benchmark", "result", box=None)
-    for title in ("parameters", "MFLOPs", "file kB"):
-        table.add_column(title, justify="right")
+    table = Table(box=None)
+    for title in ("name", "method", "result"):
+        table.add_column(title, no_wrap=True, overflow="fold")  # a cut name cannot be copied
+    for title in ("params", "MFLOPs", "kB"):
+        table.add_column(title, no_wrap=True, overflow="fold", justify="right")
+    table.add_column("task")
     for card in cards:
         flops = "" if card.flops is None else f"{card.flops / 1e6:.2f}"
-        result = f"{card.primary_metric} {card.value:.2f}"
         size = f"{card.file_bytes / 1e3:.0f}"
-        table.add_row(card.name, card.task, card.method, card.benchmark, result, f"{card.parameters:,}", flops, size)
+        result = f"{card.primary_metric} {card.value:.2f}"
+        table.add_row(card.name, card.method, result, f"{card.parameters:,}", flops, size, card.task)
     Console().print(table)
 
 

@@ -195,7 +195,9 @@ def load_pair(name: str) -> PairConfig:
     except _BROKEN as error:
         raise ConfigError(f"{path}: the config does not run: {type(error).__name__}: {error}") from error
     raw.pop("custom_imports", None)  # mmengine has imported them: a user's own methods, models and data
-    return parse(PairConfig, {k: v for k, v in raw.items() if not k.startswith("_")}, str(path))
+    # What a file imports to compute with is no key; mmengine leaves out modules and Python functions, but not all else.
+    keys = {k: v for k, v in raw.items() if not k.startswith("_") and not callable(v)}
+    return parse(PairConfig, keys, str(path))
 
 
 def expand(

@@ -84,7 +84,10 @@ def evaluate_weights(config: Mapping[str, Any], weights: str | Path, *, device: 
     """
     run = parse(RunConfig, dict(config), "record config")
     adapter = cast(TaskAdapter, ADAPTERS.make(run.model["adapter"]))
-    model = MODELS.make(run.model["members"][run.model["deploy"]]["model"])
+    cfg = dict(run.model["members"][run.model["deploy"]]["model"])
+    if "pretrained" in (accepted_keys(MODELS.lookup(cfg["type"])) or ()):
+        cfg["pretrained"] = False  # the weights come next: nothing is downloaded to be overwritten
+    model = MODELS.make(cfg)
     load_into(model, weights)
     return evaluate(
         model.to(device),

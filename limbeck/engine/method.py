@@ -48,7 +48,8 @@ class Method(nn.Module):
     - learnable bridges: build them in `connect(teacher_shapes, student_shapes)`; they are trained with the student;
     - a memory bank: `register_buffer` in `connect`; buffers are saved for resume, never with the student;
     - parameters with their own optimiser: set the class attribute `optimizer` to an mmengine optimizer config;
-    - a second forward: `batch.second_forward`.
+    - a second forward: `batch.second_forward`, and `wants_inputs = True` for the members' inputs;
+    - several teachers: `many_teachers = True`, then `batch.teachers`.
 
     Args:
         teacher: member read as teacher; several names for an ensemble.
@@ -62,6 +63,7 @@ class Method(nn.Module):
     default_taps: ClassVar[Sequence[TapPair]] = ()
     optimizer: ClassVar[dict[str, Any] | None] = None
     wants_inputs: ClassVar[bool] = False
+    many_teachers: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -75,6 +77,8 @@ class Method(nn.Module):
     ) -> None:
         super().__init__()
         self.teachers = (teacher,) if isinstance(teacher, str) else tuple(teacher)
+        if len(self.teachers) > 1 and not self.many_teachers:
+            raise ConfigError(f"{type(self).__name__} reads one teacher; got {list(self.teachers)}")
         self.student = student
         pairs = [tuple(pair) for pair in (taps if taps is not None else self.default_taps)]
         if not pairs or any(len(pair) != 2 for pair in pairs):

@@ -41,11 +41,14 @@ class _Strict(BaseModel):
 
 
 class DataInfo(_Strict):
-    """The data set as it was: name, content hash and split sizes."""
+    """The data set as it was: name, classes, content hashes and split sizes."""
 
     name: str
-    content_hash: str = Field(min_length=8)
+    content_hash: str = Field(min_length=8, description="of the split that gave the metrics")
     split: str = "test"
+    train_hash: str | None = Field(None, description="of the training split, with its limit if it has one")
+    val_hash: str | None = None
+    classes: list[str] = Field(default_factory=list)
     train_samples: int
     val_samples: int
     test_samples: int

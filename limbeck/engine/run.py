@@ -245,7 +245,9 @@ def _runner(
             randomness=dict(seed=config.seed),
             experiment_name=f"{config.id.replace('/', '.')}.{os.getpid()}.{id(model)}",
         )
-    with suppress(OSError):  # mmengine makes a folder for logs that this runner does not write; another rank may be first
+    with suppress(
+        OSError
+    ):  # mmengine makes a folder for logs that this runner does not write; another rank may be first
         Path(runner.log_dir).rmdir()
     return runner
 
@@ -295,8 +297,11 @@ def _rank_world() -> tuple[int, int]:
 
 def describe_model(model: torch.nn.Module, cfg: Mapping[str, Any], example: Any) -> ModelInfo:
     """Name, parameters and floating-point operations of an architecture."""
-    known = ("type", "model", "depth", "width", "variant")
-    name = " ".join(str(cfg[k]) for k in known if k in cfg)
+    kind = str(cfg.get("type", type(model).__name__))
+    said = [
+        str(cfg[k]) if k == "model" else f"{k} {cfg[k]}" for k in ("model", "depth", "width", "variant") if k in cfg
+    ]
+    name = f"{kind} ({', '.join(said)})" if said else kind
     flops = cost.count_flops(model, example) if isinstance(example, torch.Tensor) else None
     return ModelInfo(name=name, parameters=cost.count_parameters(model), flops=flops)
 
@@ -346,7 +351,10 @@ def _record(
         seed=config.seed,
         data=DataInfo(
             name=data.name,
-            content_hash=data.content_hash,
+            content_hash=cast(Any, test.dataset).content_hash,
+            train_hash=data.content_hash,
+            val_hash=cast(Any, val.dataset).content_hash,
+            classes=list(data.classes),
             train_samples=len(data),
             val_samples=len(cast(Any, val.dataset)),
             test_samples=len(cast(Any, test.dataset)),

@@ -178,6 +178,7 @@ def _check_same(records: Sequence[RunRecord]) -> None:
     rules = [
         ("selection", students, lambda r: r.recipe.selection),
         ("data hash", records, lambda r: f"{r.data.content_hash} ({r.data.split})"),
+        ("training data hash", students, lambda r: str(r.data.train_hash)),
         (
             "primary metric",
             records,

@@ -156,7 +156,7 @@ def _onnx(model: nn.Module, example: Tensor, props: dict[str, str]) -> bytes:
 def _torchscript(model: nn.Module, example: Tensor, props: dict[str, str]) -> bytes:
     buffer = io.BytesIO()
     with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.simplefilter("ignore")  # torch deprecates TorchScript; runtimes that want it remain
         scripted = torch.jit.trace(model, example)
         torch.jit.save(scripted, buffer, _extra_files={"limbeck.json": json.dumps(props)})
     return buffer.getvalue()
@@ -178,7 +178,7 @@ def _run_onnx(content: bytes) -> Callable[[Tensor], Tensor]:
 
 def _run_torchscript(content: bytes) -> Callable[[Tensor], Tensor]:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.simplefilter("ignore")  # torch deprecates TorchScript; runtimes that want it remain
         return torch.jit.load(io.BytesIO(content))
 
 

@@ -128,7 +128,7 @@ def _card(record: RunRecord, weights: Path, name: str) -> Card:
                 source=terms.source,
                 test=test,
             ),
-            classes=_classes(record, test),
+            classes=_classes(record, test, model),
             preprocessing=_preprocessing(model, test, terms),
             metrics=record.metrics,
             primary_metric=record.primary_metric,
@@ -172,13 +172,20 @@ def _without_place(test: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in test.items() if not (isinstance(v, str) and Path(v).is_absolute())}
 
 
-def _classes(record: RunRecord, test: dict[str, Any]) -> tuple[str, ...]:
+def _classes(record: RunRecord, test: dict[str, Any], model: nn.Module) -> tuple[str, ...]:
     """Class names in the order of the logits: the record's, else those of the data set."""
-    for values in record.per_class.values():
-        return tuple(values)
+    import torch
+
     from limbeck.engine.registry import DATASETS
 
-    return tuple(DATASETS.make(test, where=f"in the record {record.id}").classes)
+    names = next(iter(record.per_class.values()), None)
+    if names is None:
+        names = DATASETS.make(test, where=f"in the record {record.id}").classes
+    with torch.inference_mode():
+        logits = model.eval()(torch.zeros(1, *cast(Any, model.input_size))).shape[1]
+    if len(names) != logits:
+        raise ConfigError(f"the record {record.id} names {len(names)} classes, but its student has {logits} logits")
+    return tuple(names)
 
 
 def _preprocessing(model: nn.Module, test: Mapping[str, Any], terms: DataTerms) -> Preprocessing:

@@ -270,6 +270,7 @@ def test_shape_mismatch_in_connect_reaches_the_user(tmp_path):
 
 def test_several_teachers_reach_one_link(tmp_path):
     class Mean(ToyBridge):
+        many_teachers = True
         default_taps = (("logits", "logits"),)
 
         def connect(self, teacher_shapes, student_shapes):
@@ -284,6 +285,11 @@ def test_several_teachers_reach_one_link(tmp_path):
     model = make(tmp_path, [dict(type=Mean, teacher=["teacher", "second"])], more={"second": other})
     assert model.loss(batch())["mean.loss_mean"] > 0
     assert model.teacher_forwards == 24
+
+
+def test_several_teachers_for_a_method_of_one_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match="reads one teacher"):
+        make(tmp_path, [dict(type="ToyMatch", teacher=["teacher", "student"])])
 
 
 def test_mutual_learning_trains_both_members_and_detaches_each_teacher_side(tmp_path):

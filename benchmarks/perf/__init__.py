@@ -1,0 +1,1 @@
+"""Cost of distilling, as ratios within one run: python -m benchmarks.perf"""

@@ -1,0 +1,120 @@
+"""Steps that the ratios are made of: the engine's own loop, and hand-written floors for the same work."""
+
+from __future__ import annotations
+
+import time
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from limbeck.engine import hooks
+from limbeck.engine.config import PairConfig, expand
+from limbeck.engine.registry import DATASETS, MODELS
+from limbeck.engine.run import RunOptions, execute, train_loader
+from limbeck.engine.weights import save_weights
+from limbeck.vision.data.base import ArrayDataset
+from limbeck.vision.methods.kd import kd_loss
+
+hooks.REPORT_SECONDS = 0.0  # every step
+
+
+@DATASETS.register_module()
+class RandomImages(ArrayDataset):
+    """Noise with random labels, cropped and flipped: what a step costs does not depend on what is seen."""
+
+    name = "random"
+
+    def __init__(self, split: str = "train", *, samples: int, size: int, views: int = 0, seed: int = 0) -> None:
+        generator = np.random.default_rng(0)
+        pixels = generator.integers(0, 256, (samples, 3, size, size), dtype=np.uint8)
+        labels = generator.integers(0, 100, samples)
+        self.classes = [str(n) for n in range(100)]
+        super().__init__(split, pixels, labels, augment=dict(pad=4, flip=True), views=views, seed=seed, limit=None)
+
+
+def pair(
+    *, batch: int = 64, size: int = 64, views: int = 0, cache: bool = False, samples: int = 1600, epochs: int = 1
+) -> PairConfig:
+    """A ResNet pair on random images: the work of a KD step, without a data set to fetch."""
+    shape = dict(in_chans=3, num_classes=100, input_size=(3, size, size))
+    data = dict(type="RandomImages", samples=samples, size=size, views=views)
+    return PairConfig.model_validate(
+        dict(
+            task="image-classification",
+            benchmark="perf",
+            pair="resnet20-resnet8",
+            data=dict(train=data, val=dict(data, samples=batch), test=dict(data, samples=batch), batch_size=batch),
+            adapter=dict(type="VisionAdapter"),
+            metric=dict(type="ClassificationMetric"),
+            teacher=dict(type="CIFARResNet", depth=20, width=16, **shape),
+            student=dict(type="CIFARResNet", depth=8, width=16, **shape),
+            recipe=dict(epochs=epochs, optimizer=dict(type="SGD", lr=0.01, momentum=0.9)),
+            cache=dict(dtype="float16") if cache else None,
+            methods=dict(KD=dict(task_weight=0.1, links=[dict(type="KD", weight=0.9)])),
+        )
+    )
+
+
+def teacher_weights(config: PairConfig, folder: Path) -> str:
+    """Random weights on disk: what a step costs does not depend on what they are."""
+    torch.manual_seed(0)
+    path = folder / "teacher.safetensors"
+    save_weights(path, MODELS.make(config.teacher).state_dict(), metadata={})
+    return str(path)
+
+
+def engine_steps(config: PairConfig, method: str, weights: str, out: Path, cache: Path | None = None) -> list[float]:
+    """Seconds of every step of one run through the engine, whole loop included: data, hooks, checks."""
+    run = expand(config, method, 0, teacher_weights=None if method == "plain" else weights)
+    times: list[float] = []
+    execute(
+        run,
+        RunOptions(
+            out=out,
+            cache=cache,
+            threads=torch.get_num_threads(),
+            latency_ms=0.0,
+            progress=lambda stage, done, total: times.append(time.perf_counter()),
+        ),
+    )
+    return [b - a for a, b in pairwise(times)]
+
+
+def bare_steps(config: PairConfig, method: str, weights: str) -> list[float]:
+    """The same work in the shortest loop one would write by hand: no runner, no hooks, no checks."""
+    run = expand(config, method, 0, teacher_weights=None if method == "plain" else weights)
+    loader = train_loader(run)
+    student = MODELS.make(config.student).train()
+    teacher = MODELS.make(config.teacher).eval().requires_grad_(False)
+    optimizer = torch.optim.SGD(student.parameters(), lr=0.01, momentum=0.9)
+    mean = torch.tensor(student.normalization.mean).view(-1, 1, 1)
+    std = torch.tensor(student.normalization.std).view(-1, 1, 1)
+    times = [time.perf_counter()]
+    for data in loader:
+        images = (data["inputs"].float() / 255 - mean) / std
+        with torch.no_grad():
+            soft = teacher(images) if method != "plain" else None
+        logits = student(images)
+        loss = F.cross_entropy(logits, data["data_samples"]["labels"])
+        if soft is not None:
+            loss = 0.1 * loss + 0.9 * kd_loss(logits, soft, temperature=4.0)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        times.append(time.perf_counter())
+    return [b - a for a, b in pairwise(times)]
+
+
+def teacher_steps(config: PairConfig, count: int) -> list[float]:
+    """Seconds of the teacher's forward alone, without gradient."""
+    model = MODELS.make(config.teacher).eval().requires_grad_(False)
+    images = torch.randn(config.data.batch_size, *config.teacher["input_size"])
+    times = [time.perf_counter()]
+    for _ in range(count):
+        with torch.no_grad():
+            model(images)
+        times.append(time.perf_counter())
+    return [b - a for a, b in pairwise(times)]
