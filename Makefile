@@ -5,6 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 # uv where it is installed; otherwise a private copy beside the environment, put there with pip.
 UV_HOME := .uv
+# Debian's python3 comes without pip: the wheel in tools/ runs as it lies there.
+PIP = $(firstword $(wildcard tools/pip-*.whl))/pip
 UV := $(shell command -v uv 2>/dev/null || echo $(UV_HOME)/bin/uv)
 export UV_PYTHON_DOWNLOADS ?= never
 export UV_HTTP_TIMEOUT ?= 180
@@ -16,19 +18,21 @@ help: ## show this list
 
 $(UV_HOME)/bin/uv:
 	@$(PYTHON) -c 'import sys; sys.exit("limbeck needs Python 3.11 or newer; found " + sys.version.split()[0] + ". Try: make PYTHON=python3.12 ...") if sys.version_info < (3, 11) else None'
-	@$(PYTHON) -m venv --without-pip $(UV_HOME) 2>/dev/null || $(PYTHON) -m venv $(UV_HOME)
-	@if $(PYTHON) -m pip --version >/dev/null 2>&1; then $(PYTHON) -m pip install -q --target $(UV_HOME)/lib uv && ln -sf ../lib/bin/uv $(UV_HOME)/bin/uv; \
-	else echo "pip is missing: install python3-pip, or uv, and run make again" >&2; exit 2; fi
+	@echo "installing uv into $(UV_HOME)"
+	@$(PYTHON) $(PIP) install --quiet --disable-pip-version-check --root-user-action ignore --target $(UV_HOME)/lib uv
+	@mkdir -p $(UV_HOME)/bin && ln -sf ../lib/bin/uv $@
 
 $(BIN)/python: | $(UV)
 	$(UV) venv --quiet --python $(PYTHON) $(VENV)
 
 $(VENV)/.base: requirements/base.txt pyproject.toml | $(BIN)/python
+	@echo "installing the locked dependencies into $(VENV)"
 	$(UV) pip install --quiet --python $(BIN)/python -r requirements/base.txt
 	$(UV) pip install --quiet --python $(BIN)/python --no-deps -e .
 	@touch $@
 
 $(VENV)/.dev: requirements/dev.txt pyproject.toml | $(BIN)/python
+	@echo "installing the locked dependencies of every task into $(VENV)"
 	$(UV) pip install --quiet --python $(BIN)/python -r requirements/dev.txt
 	$(UV) pip install --quiet --python $(BIN)/python --no-deps -e .
 	@touch $@ $(VENV)/.base
@@ -46,7 +50,7 @@ types: $(VENV)/.dev
 	$(BIN)/pyright
 
 unit: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 docs: $(VENV)/.dev ## build the documentation into out/docs
 	$(BIN)/mkdocs build --strict --site-dir out/docs

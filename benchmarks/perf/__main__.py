@@ -77,7 +77,7 @@ def start(rounds: int) -> dict[str, Any]:
     """(d) What is loaded, and user + system seconds."""
     code = {
         "import limbeck": "import limbeck",
-        "limbeck --help": "import sys; sys.argv=['limbeck','--help']\ntry:\n import limbeck.cli as c; c.main()\nexcept SystemExit: pass",
+        "limbeck --help": "import limbeck.cli as c\ntry: c.main(['--help'])\nexcept SystemExit: pass",
     }
     tail = f"\nimport sys, os; print('@', [m for m in {HEAVY!r} if m in sys.modules], sum(os.times()[:2]))"
     found = {}

@@ -21,11 +21,12 @@ def show(benchmarks: Names = None, results: ResultsFolder = RESULTS, as_json: As
 
     Example: limbeck leaderboard show demo
     """
+    from limbeck.engine.suite import benchmarks_of
     from limbeck.leaderboard.render import render
     from limbeck.leaderboard.store import load_results
     from limbeck.leaderboard.table import build_tables, to_json
 
-    tables = build_tables(load_results(results, benchmarks=benchmarks))
+    tables = build_tables(load_results(results, benchmarks=benchmarks_of(benchmarks)))
     if as_json:
         _print_json([to_json(t) for t in tables])
         return
@@ -81,7 +82,7 @@ def compare(
 ) -> None:
     """Compare two methods on the seeds that both have: difference, interval, p, cost ratios.
 
-    Example: limbeck leaderboard compare demo DKD KD
+    Example: limbeck leaderboard compare digits DKD KD
     """
     from limbeck.leaderboard.compare import compare_benchmark, comparison_json, render_comparison
     from limbeck.leaderboard.store import load_results
@@ -101,10 +102,11 @@ def verify(benchmarks: Names = None, results: ResultsFolder = RESULTS, as_json: 
 
     Example: limbeck leaderboard verify --results results
     """
+    from limbeck.engine.suite import benchmarks_of
     from limbeck.leaderboard.store import load_results
     from limbeck.leaderboard.verify import verification_json, verify_records
 
-    loaded = load_results(results, benchmarks=benchmarks)
+    loaded = load_results(results, benchmarks=benchmarks_of(benchmarks))
     evaluate, weights = _evaluation()
     records = list({r.id: r for group in loaded for r in group.records}.values())
     done = []

@@ -20,7 +20,7 @@ def train(
     out: Annotated[Path, typer.Option(help="Folder of runs and records.")] = Path("out/train"),
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     launcher: Annotated[str, typer.Option(help="none, pytorch (under torchrun) or slurm.")] = "none",
-    threads: Annotated[int | None, typer.Option(help="Bound torch's threads.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Bound torch's threads.")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start anew instead of going on from the last epoch.")] = False,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Override: recipe.epochs=3; repeatable.")] = None,
 ) -> None:

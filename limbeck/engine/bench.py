@@ -57,7 +57,9 @@ class Outcome:
 
 
 class Pool(Protocol):
-    """Where jobs run."""
+    """Where jobs run, and the queue that their events come through."""
+
+    queue: Any
 
     def submit(self, function: Callable[..., Any], *args: Any) -> Future: ...
 
@@ -92,8 +94,8 @@ def run_suite(
         todo = _missing(planned, paths, outcome, on_event)
         if todo:
             opened = _ray_pool(ray, threads) if ray else _local_pool(workers, threads)
-            with opened as pool, _listening(pool, on_event) as events:
-                _drive(todo, pool, _Settings(paths, device, threads, workers, events), outcome, on_event)
+            with opened as pool, _listening(pool.queue, on_event):
+                _drive(todo, pool, _Settings(paths, device, threads, workers), outcome, on_event)
     return outcome
 
 
@@ -103,7 +105,6 @@ class _Settings:
     device: str
     threads: int
     jobs: int
-    events: Any
     latency: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
@@ -123,15 +124,13 @@ def _missing(planned: list[Job], paths: Paths, outcome: Outcome, on_event: Calla
 
 
 def _drive(
-    todo: list[Job], pool: Any, settings: _Settings, outcome: Outcome, on_event: Callable[[Event], None]
+    todo: list[Job], pool: Pool, settings: _Settings, outcome: Outcome, on_event: Callable[[Event], None]
 ) -> None:
     configs = list(dict.fromkeys(job.config for job in todo))
     for config in configs:  # alone on the machine: latency is a figure
         settings.latency[config] = pool.submit(measure_pair, config, settings.device, settings.threads).result()
     waiting, running = list(todo), {}
     pending = {job.id for job in todo if job.method == TEACHER}
-    events = settings.events
-    plain = _Settings(settings.paths, settings.device, settings.threads, settings.jobs, None, settings.latency)
     try:
         while waiting or running:
             ready = [j for j in waiting if len(running) < settings.jobs and j.teacher_id not in pending]
@@ -142,7 +141,7 @@ def _drive(
                     on_event(Event("fail", job.id, text="its teacher failed"))
                     continue
                 on_event(Event("start", job.id))
-                running[pool.submit(run_job, job.model_dump(), plain, events)] = job
+                running[pool.submit(run_job, job.model_dump(), settings)] = job
             done, _ = wait(running, return_when=FIRST_COMPLETED) if running else (set(), set())
             for future in done:
                 job = running.pop(future)
@@ -166,7 +165,7 @@ def _settle(job: Job, future: Future, outcome: Outcome, on_event: Callable[[Even
         on_event(Event("finish", job.id, text=text))
 
 
-def run_job(job: dict[str, Any], settings: _Settings, events: Any) -> str:
+def run_job(job: dict[str, Any], settings: _Settings) -> str:
     """One job, in a worker process; gives the primary metric as text."""
     from limbeck.engine.run import RunOptions, execute
 
@@ -174,7 +173,7 @@ def run_job(job: dict[str, Any], settings: _Settings, events: Any) -> str:
     kind = TEACHER if parsed.method == TEACHER else "student"
 
     def report(stage: str, done: int, total: int) -> None:
-        events.put(Event("step", parsed.id, done, total, stage))
+        _EVENTS.put(Event("step", parsed.id, done, total, stage))
 
     options = RunOptions(
         out=settings.paths.runs,
@@ -213,22 +212,30 @@ def measure_pair(config: str, device: str, threads: int) -> dict[str, float]:
 # --- where jobs run ---
 
 
-@contextmanager
-def _local_pool(workers: int, threads: int) -> Iterator[ProcessPoolExecutor]:
-    context = multiprocessing.get_context("spawn")
-    os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # read by the workers when they import torch
-    pool = ProcessPoolExecutor(max_workers=workers, mp_context=context, initializer=_die_with_parent)
-    try:
-        yield pool
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+class _LocalPool:
+    """Processes that share one queue of events."""
+
+    def __init__(self, workers: int) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.queue: Any = context.Queue()
+        self.executor = ProcessPoolExecutor(
+            max_workers=workers, mp_context=context, initializer=_start_worker, initargs=(self.queue,)
+        )
+
+    def submit(self, function: Callable[..., Any], *args: Any) -> Future:
+        return self.executor.submit(function, *args)
 
 
-def _die_with_parent() -> None:
-    """A worker ends when the suite's process is killed: else it would hold its run's folder."""
+_EVENTS: Any = None  # of this worker process: a queue cannot travel with a job, only with the process
+
+
+def _start_worker(queue: Any) -> None:
+    """Keep the queue, and end when the suite's process is killed: else a worker would hold its run's folder."""
     import threading
     import time
 
+    global _EVENTS
+    _EVENTS = queue
     parent = os.getppid()
 
     def watch() -> None:
@@ -239,19 +246,33 @@ def _die_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
+@contextmanager
+def _local_pool(workers: int, threads: int) -> Iterator[_LocalPool]:
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # read by the workers when they import torch
+    pool = _LocalPool(workers)
+    try:
+        yield pool
+    finally:
+        pool.executor.shutdown(wait=False, cancel_futures=True)
+
+
 class _RayPool:
     """Ray behind the executor's `submit`."""
 
     def __init__(self, threads: int) -> None:
         import ray
+        from ray.util.queue import Queue
 
         self._remote = ray.remote(num_cpus=threads, max_retries=0)(_call)
+        self.queue: Any = Queue()
 
     def submit(self, function: Callable[..., Any], *args: Any) -> Future:
-        return self._remote.remote(function, *args).future()
+        return self._remote.remote(self.queue, function, *args).future()
 
 
-def _call(function: Callable[..., Any], *args: Any) -> Any:
+def _call(queue: Any, function: Callable[..., Any], *args: Any) -> Any:
+    global _EVENTS
+    _EVENTS = queue
     return function(*args)
 
 
@@ -271,16 +292,8 @@ def _ray_pool(address: str, threads: int) -> Iterator[_RayPool]:
 
 
 @contextmanager
-def _listening(pool: Any, on_event: Callable[[Event], None]) -> Iterator[Any]:
-    """A queue that workers put events into, drained by a thread here."""
-    manager = None
-    if isinstance(pool, _RayPool):
-        from ray.util.queue import Queue
-
-        queue: Any = Queue()
-    else:
-        manager = multiprocessing.get_context("spawn").Manager()
-        queue = manager.Queue()
+def _listening(queue: Any, on_event: Callable[[Event], None]) -> Iterator[None]:
+    """Drain the events of workers into a display, in a thread here."""
 
     def drain() -> None:
         while (event := queue.get()) is not None:
@@ -289,9 +302,7 @@ def _listening(pool: Any, on_event: Callable[[Event], None]) -> Iterator[Any]:
     thread = Thread(target=drain, daemon=True)
     thread.start()
     try:
-        yield queue
+        yield
     finally:
         queue.put(None)
         thread.join(timeout=5)
-        if manager is not None:
-            manager.shutdown()

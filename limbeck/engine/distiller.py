@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from limbeck.engine.adapter import Batch, Forward, TaskAdapter
 from limbeck.engine.cache import TeacherCache
+from limbeck.engine.cost import evaluating
 from limbeck.engine.members import Member, parse_members
 from limbeck.engine.method import LinkInputs, Method
 from limbeck.engine.registry import ADAPTERS, METHODS, MODELS
@@ -113,12 +114,9 @@ class Distiller(BaseModel):
         example = self.adapter.example(self.member(self.deploy_name))
         found: dict[str, Tapped] = {}
         for name in self.specs:
-            model = self.member(name)
-            was_training = model.training
-            model.eval()
-            with torch.no_grad(), isolated_rng(self.seed, "example"):
-                found[name], _ = self._forward_member(name, example, self.taps_of(name, self.links), with_loss=False)
-            model.train(was_training)
+            taps = self.taps_of(name, self.links)
+            with evaluating(self.member(name)), torch.no_grad(), isolated_rng(self.seed, "example"):
+                found[name], _ = self._forward_member(name, example, taps, with_loss=False)
         for index, link in enumerate(self._methods()):
             teacher = [tuple(found[link.teachers[0]][t].shape) for t, _ in link.taps]
             student = [tuple(found[link.student][s].shape) for _, s in link.taps]

@@ -96,6 +96,19 @@ def load_suite(name: str) -> Suite:
     return suite
 
 
+def benchmarks_of(names: list[str] | None) -> list[str] | None:
+    """Benchmark names, with each suite's name replaced by the benchmarks that it has; None stays None."""
+    if not names:
+        return None
+    known = suites()
+    found: dict[str, None] = {}
+    for name in names:
+        groups = load_suite(name).groups if name in known else []
+        for benchmark in [load_pair(group.config).benchmark for group in groups] or [name]:
+            found[benchmark] = None
+    return list(found)
+
+
 def plan(suite: Suite, *, seeds: int | None = None, only: list[str] | None = None) -> list[Job]:
     """The suite's jobs, group by group: the teacher first, then seed by seed, so that an early stop leaves whole seeds.
 

@@ -41,7 +41,15 @@ def test_defaults() -> None:
 
 
 def test_several_teachers_keep_their_order() -> None:
-    assert Match(teacher=["b", "a"]).teachers == ("b", "a")
+    class Ensemble(Match):
+        many_teachers = True
+
+    assert Ensemble(teacher=["b", "a"]).teachers == ("b", "a")
+
+
+def test_several_teachers_for_a_method_of_one_are_refused() -> None:
+    with pytest.raises(ConfigError, match="reads one teacher"):
+        Match(teacher=["b", "a"])
 
 
 def test_taps_of_a_config_replace_the_default_ones() -> None:

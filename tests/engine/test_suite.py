@@ -301,3 +301,11 @@ def test_damaged_record_is_said_and_not_taken_for_missing(tmp_path, suite):
     record_path(records, job.id).write_text('{"status": "ok"', encoding="utf-8")
     with pytest.raises(CorruptFile, match=r"seed0\.json"):
         state(job, records)
+
+
+def test_benchmarks_of_a_suite_are_its_groups_and_other_names_stay():
+    from limbeck.engine.suite import benchmarks_of
+
+    assert benchmarks_of(["demo"]) == ["digits"]
+    assert benchmarks_of(["demo", "digits", "elsewhere"]) == ["digits", "elsewhere"]
+    assert benchmarks_of(None) is None
