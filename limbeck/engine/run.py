@@ -6,11 +6,10 @@ import json
 import logging
 import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from limbeck.engine import cost
 from limbeck.engine.cache import TeacherCache, cache_key
-from limbeck.engine.config import PLAIN, TEACHER, RunConfig
+from limbeck.engine.config import RunConfig
 from limbeck.engine.distiller import Distiller
 from limbeck.engine.evaluate import build_dataset, eval_loader, evaluate, whole_batch
 from limbeck.engine.hooks import (
@@ -33,21 +32,11 @@ from limbeck.engine.hooks import (
     last_checkpoint,
 )
 from limbeck.engine.output import check_output, exclusive, pick_device
-from limbeck.engine.record import (
-    Cost,
-    DataInfo,
-    FailureRecord,
-    ModelInfo,
-    Recipe,
-    RunRecord,
-    config_hash,
-    record_id,
-    write_failure,
-    write_record,
-)
+from limbeck.engine.record import RunRecord, config_hash, write_failure, write_record
 from limbeck.engine.registry import METRICS
+from limbeck.engine.report import Ended, build_failure, build_record
 from limbeck.engine.runner import DistillRunner, build_optim_wrapper
-from limbeck.engine.weights import load_into, save_weights
+from limbeck.engine.weights import save_weights
 from limbeck.errors import ConfigError, TrainingStopped
 
 STUDENT_FILE = "student.safetensors"
@@ -99,13 +88,12 @@ def execute(config: RunConfig, options: RunOptions) -> RunRecord | None:
             return _train(config, options, folder, device, world)
         except TrainingStopped as error:
             if options.records is not None:
-                write_failure(options.records, _failure(config, error))
+                write_failure(options.records, build_failure(config, error))
             raise
 
 
 def _train(config: RunConfig, options: RunOptions, folder: Path, device: torch.device, world: int) -> RunRecord | None:
-    identity = dict(config.model_dump(mode="json"))
-    digest = config_hash(identity)
+    digest = config_hash(config.model_dump(mode="json"))
     rank, _ = _rank_world()
     peak = cost.PeakMemory(device)
     model_cfg = {k: v for k, v in config.model.items() if k != "type"}
@@ -146,7 +134,9 @@ def _train(config: RunConfig, options: RunOptions, folder: Path, device: torch.d
     path = folder / STUDENT_FILE
     metadata = {"limbeck": json.dumps(dict(id=config.id, config_hash=digest))}  # one key: safetensors shuffles several
     sha256 = save_weights(path, trained.state_dict(), metadata=metadata, dtype=getattr(torch, config.recipe.save_dtype))
-    record = _record(config, options, model, facts, path, sha256, peak, device, world, identity, digest, loader, val)
+    where = cost.environment(device, concurrent_jobs=options.concurrent_jobs, world_size=world)
+    ended = Ended(config, model, facts, path, sha256, peak.megabytes(), where, loader, val, options.latency_ms)
+    record = build_record(ended)
     if options.records is not None:
         write_record(options.records, record)
     for leftover in folder.glob("epoch*.pth"):
@@ -293,124 +283,3 @@ def _rank_world() -> tuple[int, int]:
     from mmengine.dist import get_rank, get_world_size
 
     return get_rank(), get_world_size()
-
-
-def describe_model(model: torch.nn.Module, cfg: Mapping[str, Any], example: Any) -> ModelInfo:
-    """Name, parameters and floating-point operations of an architecture."""
-    kind = str(cfg.get("type", type(model).__name__))
-    said = [
-        str(cfg[k]) if k == "model" else f"{k} {cfg[k]}" for k in ("model", "depth", "width", "variant") if k in cfg
-    ]
-    name = f"{kind} ({', '.join(said)})" if said else kind
-    flops = cost.count_flops(model, example) if isinstance(example, torch.Tensor) else None
-    return ModelInfo(name=name, parameters=cost.count_parameters(model), flops=flops)
-
-
-def _record(
-    config: RunConfig,
-    options: RunOptions,
-    model: Distiller,
-    facts: Facts,
-    path: Path,
-    sha256: str,
-    peak: cost.PeakMemory,
-    device: torch.device,
-    world: int,
-    identity: dict[str, Any],
-    digest: str,
-    loader: DataLoader,
-    val: DataLoader,
-) -> RunRecord:
-    peak_mb = peak.megabytes()
-    test = eval_loader(config.data, "test")
-    load_into(model.deploy, path, sha256=sha256)  # the metrics are those of the saved file
-    teacher = next(iter(model.frozen.values()), None)
-    metric = METRICS.make({"type": config.metric.type})
-    common: dict[str, Any] = dict(adapter=model.adapter, preprocessor=model.data_preprocessor, deploy=model.deploy)
-    metrics = evaluate(model.deploy, loader=test, metric=metric, teacher=teacher, **common)
-    per_class = metric.per_class()
-    val_metrics = evaluate(model.deploy, loader=val, metric=metric, **common)
-    example = model.adapter.member_inputs(model.adapter.example(model.deploy), model.deploy, model.deploy)
-    latency = options.latency_ms
-    if latency is None and isinstance(example, torch.Tensor):
-        latency = cost.median_latency(model.deploy, example)
-    members = config.model["members"]
-    teacher_cfg = members.get("teacher")
-    teacher_info = None
-    if teacher is not None and teacher_cfg is not None:
-        inputs = model.adapter.member_inputs(model.adapter.example(model.deploy), model.deploy, teacher)
-        teacher_info = describe_model(teacher, teacher_cfg["model"], inputs)
-    data = cast(Any, loader.dataset)
-    known = config.method not in (TEACHER, PLAIN)
-    return RunRecord(
-        task=config.task,
-        benchmark=config.benchmark,
-        benchmark_version=config.benchmark_version,
-        pair=config.pair,
-        method=config.method,
-        seed=config.seed,
-        data=DataInfo(
-            name=data.name,
-            content_hash=cast(Any, test.dataset).content_hash,
-            train_hash=data.content_hash,
-            val_hash=cast(Any, val.dataset).content_hash,
-            classes=list(data.classes),
-            train_samples=len(data),
-            val_samples=len(cast(Any, val.dataset)),
-            test_samples=len(cast(Any, test.dataset)),
-        ),
-        teacher=teacher_info,
-        student=describe_model(model.deploy, members["student"]["model"], example),
-        config=identity,
-        config_hash=digest,
-        metrics=metrics,
-        val_metrics=val_metrics,
-        per_class={m: dict(zip(data.classes, values)) for m, values in per_class.items()},
-        primary_metric=config.metric.primary,
-        higher_is_better=config.metric.higher_is_better,
-        recipe=Recipe(
-            batch_size=facts.batch_size,
-            learning_rate_first=facts.lr_first or 0.0,
-            learning_rate_max=facts.lr_max,
-            learning_rate_last=facts.lr_last,
-            epochs=config.recipe.epochs,
-            steps=facts.steps,
-            optimizer=config.recipe.optimizer["type"],
-            selection=config.recipe.selection,
-        ),
-        cost=Cost(
-            train_seconds=round(facts.train_seconds, 3),
-            samples_seen=facts.samples_seen,
-            teacher_forwards=facts.teacher_forwards,
-            peak_memory_mb=round(peak_mb, 1),
-            student_latency_ms=None if latency is None else round(latency, 4),
-        ),
-        environment=cost.environment(device, concurrent_jobs=options.concurrent_jobs, world_size=world),
-        student_sha256=sha256,
-        initial_hash=model.initial_hash,
-        teacher_record=_teacher_record(teacher_cfg),
-        plain_record=record_id(config.benchmark, config.pair, PLAIN, config.seed) if known else None,
-        finished=_now(),
-    )
-
-
-def _teacher_record(teacher: Mapping[str, Any] | None) -> str | None:
-    weights = "" if teacher is None else str(teacher.get("weights") or "")
-    return weights.removeprefix("run://") if weights.startswith("run://") else None
-
-
-def _failure(config: RunConfig, error: TrainingStopped) -> FailureRecord:
-    return FailureRecord(
-        benchmark=config.benchmark,
-        pair=config.pair,
-        method=config.method,
-        seed=config.seed,
-        error=type(error).__name__,
-        message=str(error),
-        config_hash=config_hash(config.model_dump(mode="json")),
-        finished=_now(),
-    )
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
