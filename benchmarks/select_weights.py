@@ -16,15 +16,19 @@ import typer
 from limbeck.engine.config import PLAIN, TEACHER, PairConfig, load_pair
 from limbeck.engine.weights import write_json
 
-FACTORS = (0.001, 0.01, 0.1, 1.0)  # of the weight that the method's authors use
+FACTORS = (0.001, 0.01, 0.1, 1.0)  # of the method's default weight, which is its authors'
 SEEDS = (100, 101, 102)  # none of the suites' seeds
 
 
 def scaled(pair: PairConfig, method: str, factor: float) -> PairConfig:
-    """The pair with one method's link weights multiplied."""
+    """The pair with one method's links at `factor` times the method's default weight, whatever the config says now."""
+    from inspect import signature
+
+    from limbeck.engine.registry import METHODS
+
     copy = pair.model_copy(deep=True)
     for link in copy.methods[method].links:
-        link["weight"] = link["weight"] * factor
+        link["weight"] = factor * signature(METHODS.lookup(link["type"])).parameters["weight"].default
     return copy
 
 

@@ -110,7 +110,7 @@ def demo(
 def reproduce(
     suite: SuiteArgument,
     results: Annotated[Path, typer.Option(help="Records to compare with.")] = Path("results"),
-    out: Annotated[Path | None, typer.Option(help="Output folder; default out/SUITE.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Output folder; default out/reproduce-SUITE.")] = None,
     seeds: SeedsOption = None,
     only: OnlyOption = None,
     jobs: JobsOption = 0,
@@ -124,11 +124,13 @@ def reproduce(
     """
     from rich.console import Console
 
+    from limbeck.engine.config import PLAIN, TEACHER
     from limbeck.leaderboard import render_reproduction, reproduce_results
 
-    folder = out or Path("out") / Path(suite).stem
+    folder = out or Path("out") / f"reproduce-{Path(suite).stem}"
     outcome = _run(suite, folder, seeds, only, jobs, threads, device, ray)
-    report = reproduce_results(folder / "records", results)
+    methods = [TEACHER, PLAIN, *only] if only else None
+    report = reproduce_results(folder / "records", results, methods=methods)
     render_reproduction(report, Console())
     raise typer.Exit(1 if outcome.failed or not report.holds else 0)
 

@@ -84,10 +84,13 @@ def compare(
 
     Example: limbeck leaderboard compare digits DKD KD
     """
+    from limbeck.engine.suite import benchmarks_of
     from limbeck.leaderboard.compare import compare_benchmark, comparison_json, render_comparison
     from limbeck.leaderboard.store import load_results
 
-    found = compare_benchmark(load_results(results, benchmarks=[benchmark]), benchmark, a, b, pair=pair)
+    names = benchmarks_of([benchmark]) or []
+    loaded = load_results(results, benchmarks=names)
+    found = [c for name in names for c in compare_benchmark(loaded, name, a, b, pair=pair)]
     if as_json:
         _print_json([comparison_json(f) for f in found])
         return

@@ -56,7 +56,7 @@ def train(
         record = execute(run, options)
     if record is not None:
         values = ", ".join(f"{k} {v:.4g}" for k, v in record.metrics.items())
-        Console().print(f"{record.id}: {values}\nrecord  {out / 'records' / record.id}.json", highlight=False)
+        typer.echo(f"{record.id}: {values}\nrecord  {out / 'records' / record.id}.json")
 
 
 def doctor() -> None:
@@ -68,9 +68,13 @@ def doctor() -> None:
     from rich.table import Table
 
     from limbeck.engine.doctor import diagnose
+    from limbeck.vision.data.get import located
 
     table = Table("what", "state", "detail", box=None)
     for check in diagnose():
         colour = {"ok": "green", "absent": "yellow", "broken": "red"}[check.state]
         table.add_row(check.what, f"[{colour}]{check.state}[/]", check.detail)
+    for name, where in located().items():
+        state = "[green]ok[/]" if where else "[yellow]absent[/]"
+        table.add_row(f"data {name}", state, where or f"limbeck data get {name}")
     Console().print(table)

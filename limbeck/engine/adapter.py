@@ -69,7 +69,10 @@ class TaskAdapter(ABC):
 
     @abstractmethod
     def predict(self, model: nn.Module, inputs: Any, batch: Batch) -> list[Any]:
-        """Per-sample predictions, as the task's metric takes them."""
+        """Per-sample predictions, as the task's metric takes them; fresh objects, never the batch's own samples.
+
+        OpenMMLab's models write into the samples that they are given, and the teacher predicts on the same batch.
+        """
 
     @abstractmethod
     def example(self, deploy: nn.Module) -> Batch:

@@ -93,7 +93,7 @@ def run_suite(
     with exclusive(paths.out):
         todo = _missing(planned, paths, outcome, on_event)
         if todo:
-            opened = _ray_pool(ray, threads) if ray else _local_pool(workers, threads)
+            opened = _ray_pool(ray, threads, device) if ray else _local_pool(workers, threads)
             with opened as pool, _listening(pool.queue, on_event):
                 _drive(todo, pool, _Settings(paths, device, threads, workers), outcome, on_event)
     return outcome
@@ -259,11 +259,11 @@ def _local_pool(workers: int, threads: int) -> Iterator[_LocalPool]:
 class _RayPool:
     """Ray behind the executor's `submit`."""
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads: int, gpus: int) -> None:
         import ray
         from ray.util.queue import Queue
 
-        self._remote = ray.remote(num_cpus=threads, max_retries=0)(_call)
+        self._remote = ray.remote(num_cpus=threads, num_gpus=gpus, max_retries=0)(_call)
         self.queue: Any = Queue()
 
     def submit(self, function: Callable[..., Any], *args: Any) -> Future:
@@ -277,7 +277,7 @@ def _call(queue: Any, function: Callable[..., Any], *args: Any) -> Any:
 
 
 @contextmanager
-def _ray_pool(address: str, threads: int) -> Iterator[_RayPool]:
+def _ray_pool(address: str, threads: int, device: str) -> Iterator[_RayPool]:
     from limbeck.engine.registry import require
 
     ray = require("ray", "--ray", "bench")
@@ -285,7 +285,7 @@ def _ray_pool(address: str, threads: int) -> Iterator[_RayPool]:
     if started:
         ray.init(address=None if address == "local" else address, log_to_driver=False, include_dashboard=False)
     try:
-        yield _RayPool(threads)
+        yield _RayPool(threads, gpus=0 if device == "cpu" else 1)
     finally:
         if started:
             ray.shutdown()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from copy import deepcopy
 from importlib.resources import files
@@ -190,10 +191,14 @@ def load_pair(name: str) -> PairConfig:
     from mmengine.config import Config
 
     path = config_file(name)
+    beside = str(path.resolve().parent)
+    if path not in shipped_configs().values() and beside not in sys.path:
+        sys.path.append(beside)  # a user's own modules, named by custom_imports, lie beside the config
     try:
         raw = Config.fromfile(str(path), lazy_import=False).to_dict()
     except _BROKEN as error:
-        raise ConfigError(f"{path}: the config does not run: {type(error).__name__}: {error}") from error
+        said = (str(error).splitlines() or [""])[0]  # mmengine prints all of sys.path after the first line
+        raise ConfigError(f"{path}: the config does not run: {type(error).__name__}: {said}") from error
     raw.pop("custom_imports", None)  # mmengine has imported them: a user's own methods, models and data
     # What a file imports to compute with is no key; mmengine leaves out modules and Python functions, but not all else.
     keys = {k: v for k, v in raw.items() if not k.startswith("_") and not callable(v)}
@@ -267,6 +272,8 @@ def expand(
 def with_overrides(config: Mapping[str, Any], overrides: list[str]) -> Dict:
     """Apply 'a.b=value' overrides to nested dicts; values are read as Python literals, else kept as text.
 
+    Arguments of a data set, model or adapter may be new ('data.train.limit=100'): what is built of them checks them.
+
     Raises: UnknownName when a path does not exist.
     """
     from ast import literal_eval
@@ -286,7 +293,8 @@ def with_overrides(config: Mapping[str, Any], overrides: list[str]) -> Dict:
             if not isinstance(node, dict) or part not in node:
                 raise UnknownName("config key", part, node if isinstance(node, dict) else [], f"in override {text!r}")
             node = node[part]
-        if not isinstance(node, dict) or last not in node:
+        free = len(parents) == 2 and parents[0] == "data" or parents[:1] in (["teacher"], ["student"], ["adapter"])
+        if not isinstance(node, dict) or (last not in node and not free):
             raise UnknownName("config key", last, node if isinstance(node, dict) else [], f"in override {text!r}")
         node[last] = value
     return result

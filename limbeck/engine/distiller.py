@@ -21,9 +21,9 @@ from limbeck.engine.members import Member, parse_members
 from limbeck.engine.method import LinkInputs, Method
 from limbeck.engine.registry import ADAPTERS, METHODS, MODELS
 from limbeck.engine.sources import resolve_weights
-from limbeck.engine.taps import Tapped, check_taps, tapped
+from limbeck.engine.taps import Tapped, check_taps, split_tap, tapped
 from limbeck.engine.weights import hash_state, load_into
-from limbeck.errors import ConfigError, DeadLoss, NonFiniteLoss, UnknownName
+from limbeck.errors import ConfigError, DeadLoss, NonFiniteLoss, TapError, UnknownName
 
 
 @contextmanager
@@ -249,8 +249,9 @@ class Distiller(BaseModel):
                 stack.enter_context(torch.autocast(kind, dtype=getattr(torch, precision)))
             forward = self.adapter.forward(model, inputs, batch, with_loss=with_loss)
         for tap in taps:
-            if tap not in store and tap in forward.offers:
-                store.put(tap, forward.offers[tap])
+            name, index = split_tap(tap)
+            if tap not in store and name in forward.offers:
+                store.put(tap, _offered(forward.offers[name], index, tap))
         return store, forward
 
     def _fixed_taps(self, name: str, batch: Batch, taps: list[str]) -> Mapping[str, Tensor]:
@@ -269,12 +270,10 @@ class Distiller(BaseModel):
     # --- guards ---
 
     def _check_alive(self, term: str, value: Tensor, method: Method) -> None:
-        """Guard 2: in its first step a term is finite, not zero unless declared, and moves the trained member."""
+        """Guard 2: in its first step a term is not zero unless declared, and moves the trained member."""
         if not value.requires_grad:
             raise DeadLoss(f"{term} sends no gradient into {method.student!r}: nothing it is computed from is trained")
-        if not torch.isfinite(value):
-            raise NonFiniteLoss(f"{term} is {value.item()} in its first step (iteration {self.iteration})")
-        if method.may_be_zero:
+        if method.may_be_zero or not torch.isfinite(value):  # `_check_finite` names the latter, and the sample ids
             return
         if value.item() == 0.0:
             raise DeadLoss(f"{term} is exactly zero in its first step; check its taps, or declare may_be_zero=True")
@@ -328,6 +327,15 @@ def batch_size(batch: Batch) -> int:
     if batch.ids is not None:
         return len(batch.ids)
     return len(batch.inputs)
+
+
+def _offered(value: Any, index: int | None, tap: str) -> Any:
+    """What the adapter offers at a tap: the whole of it, or one of several levels."""
+    if index is None:
+        return value
+    if isinstance(value, (tuple, list)) and index < len(value):
+        return value[index]
+    raise TapError(f"tap {tap!r}: what the adapter offers has no index {index}")
 
 
 def _build_member(name: str, spec: Member, seed: int, runs: str | Path | None) -> nn.Module:

@@ -23,6 +23,17 @@ def available() -> dict[str, str]:
     return {"fashion-mnist": "Fashion-MNIST, 70,000 grey images 28 × 28 in 10 classes, 31 MB, MIT licence"}
 
 
+def located() -> dict[str, str]:
+    """Data set → where its files are on this machine; 'inside scikit-learn' for digits, empty where there are none."""
+    from limbeck.vision.data.fashion_mnist import find_files
+
+    try:
+        folder = str(find_files("train")[0].parent)
+    except DataMissing:
+        folder = ""
+    return {"digits": "inside scikit-learn", "fashion-mnist": folder}
+
+
 def get(name: str, progress: bool = True) -> Path:
     """Download a data set from its public home and return its folder; nothing is done where it is there already.
 

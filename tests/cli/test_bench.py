@@ -1,0 +1,142 @@
+"""`limbeck bench`, `demo`, `reproduce`, `train` and `doctor` as a user types them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from contextlib import redirect_stdout
+from io import StringIO
+from pathlib import Path
+
+import pytest
+
+from limbeck.cli import main
+from tests.engine.test_bench import toy_suite
+from tests.engine.toys import toy_pair
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def _importable(monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("COLUMNS", "120")
+
+
+def run(*args: object, code: int = 0) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main([str(a) for a in args])
+    assert (stop.value.code or 0) == code
+
+
+@pytest.fixture(scope="module")
+def suite(tmp_path_factory) -> Path:
+    """A toy suite that has been run once; what that printed is in first.txt."""
+    folder = tmp_path_factory.mktemp("suite")
+    toy_suite(folder)
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(StringIO()) as printed:
+        patch.setenv("PYTHONPATH", str(ROOT))
+        run("bench", "run", folder / "toys.toml", "--out", folder / "out", "--jobs", "1")
+    (folder / "first.txt").write_text(printed.getvalue())
+    return folder
+
+
+def test_bench_run_shows_the_table_and_the_second_time_says_that_all_was_there(suite, capsys):
+    first = (suite / "first.txt").read_text()
+    assert "7/7" in first
+    assert "gain over plain" in first
+    assert "toymatch" in first.lower()
+    run("bench", "run", suite / "toys.toml", "--out", suite / "out", "--jobs", "1")
+    assert "all 7 records of suite toys were there already" in capsys.readouterr().out
+
+
+def test_bench_status_counts(suite, capsys):
+    run("bench", "status", suite / "toys.toml", "--out", suite / "out")
+    said = capsys.readouterr().out
+    assert "7 done" in said
+    run("bench", "status", suite / "toys.toml", "--out", suite / "nowhere")
+    assert "7 missing" in capsys.readouterr().out
+
+
+def test_bench_list_names_every_suite_and_its_runs(capsys):
+    run("bench", "list")
+    said = capsys.readouterr().out
+    assert "demo" in said
+    assert "fashion-mnist" in said
+    assert "36" in said
+
+
+def test_reproduce_says_identical_for_the_same_machine(suite, capsys):
+    run(
+        "reproduce",
+        suite / "toys.toml",
+        "--results",
+        suite / "out" / "records",
+        "--out",
+        suite / "again",
+        "--jobs",
+        "1",
+    )
+    said = capsys.readouterr().out
+    assert said.count("identical") >= 4
+
+
+def test_reproduce_of_one_method_asks_for_no_other(suite, capsys):
+    again, records = suite / "one", suite / "out" / "records"
+    run("reproduce", suite / "toys.toml", "--only", "ToyMatch", "--results", records, "--out", again, "--jobs", "1")
+    assert "missing" not in capsys.readouterr().out
+
+
+def test_reproduce_of_other_figures_says_so_and_exits_1(suite, capsys, tmp_path):
+    theirs = tmp_path / "theirs"
+    shutil.copytree(suite / "out" / "records", theirs)
+    for path in theirs.rglob("toymatch/seed*.json"):
+        record = json.loads(path.read_text())
+        record["metrics"]["top1"] += 90.0 if "seed0" in path.name else 90.1
+        path.write_text(json.dumps(record))
+    out = suite / "out"
+    run("reproduce", suite / "toys.toml", "--results", theirs, "--out", out, "--jobs", "1", code=1)
+    assert "differs" in capsys.readouterr().out
+
+
+def test_train_takes_overrides_and_says_where_the_record_is(tmp_path, capsys):
+    pair = toy_pair()
+    lines = ["custom_imports = dict(imports=['tests.engine.toys'])"]
+    lines += [f"{key} = {value!r}" for key, value in pair.model_dump(exclude_defaults=True).items()]
+    (tmp_path / "toy.py").write_text("\n".join(lines))
+    run(
+        "train",
+        tmp_path / "toy.py",
+        "--out",
+        tmp_path / "out",
+        "--set",
+        "recipe.epochs=1",
+        "--set",
+        "data.train.size=24",
+    )
+    said = capsys.readouterr().out
+    path = tmp_path / "out" / "records" / "toy" / "toy4-toy2" / "plain" / "seed0.json"
+    assert str(path) in said
+    record = json.loads(path.read_text())
+    assert (record["recipe"]["epochs"], record["cost"]["samples_seen"]) == (1, 24)
+
+
+def test_doctor_says_which_ops_are_used_and_where_data_is(capsys):
+    run("doctor")
+    said = capsys.readouterr().out
+    assert "torch" in said
+    assert "inside scikit-learn" in said
+    if "mmcv ops" in said:
+        assert "compiled ops" in said or "torch fallback" in said
+
+
+def test_every_help_has_an_example(capsys):
+    commands = [["train"], ["demo"], ["reproduce"], ["doctor"]]
+    commands += [["bench", c] for c in ("run", "list", "status")]
+    commands += [["leaderboard", c] for c in ("show", "build", "compare", "verify", "reproduce")]
+    commands += [["zoo", c] for c in ("list", "info", "predict", "export", "add")]
+    commands += [["data", c] for c in ("list", "get")]
+    for command in commands:
+        run(*command, "--help")
+        assert "Example:" in capsys.readouterr().out, command
