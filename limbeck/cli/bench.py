@@ -151,7 +151,7 @@ def _run(
     from limbeck.engine.bench import run_suite
     from limbeck.engine.output import pick_device
     from limbeck.engine.suite import load_suite, plan
-    from limbeck.leaderboard import show_tables
+    from limbeck.leaderboard import ResultsError, show_tables
 
     console = Console()
     suite = load_suite(name)
@@ -170,7 +170,12 @@ def _run(
         )
     if not outcome.made and not outcome.failed:
         console.print(f"all {len(outcome.found)} records of suite {suite.name} were there already: {out / 'records'}")
-    show_tables(out / "records", console)
     for identity, message in outcome.failed.items():
         console.print(f"[red]failed[/] {identity}: {message}", highlight=False)
+    try:
+        show_tables(out / "records", console)
+    except ResultsError as error:
+        if not outcome.failed:  # with failures, what is left may be no table: the failures are what matters
+            raise
+        console.print(f"no table: {error}", highlight=False)
     return outcome

@@ -293,7 +293,7 @@ def with_overrides(config: Mapping[str, Any], overrides: list[str]) -> Dict:
             if not isinstance(node, dict) or part not in node:
                 raise UnknownName("config key", part, node if isinstance(node, dict) else [], f"in override {text!r}")
             node = node[part]
-        free = len(parents) == 2 and parents[0] == "data" or parents[:1] in (["teacher"], ["student"], ["adapter"])
+        free = (len(parents) == 2 and parents[0] == "data") or parents[:1] in (["teacher"], ["student"], ["adapter"])
         if not isinstance(node, dict) or (last not in node and not free):
             raise UnknownName("config key", last, node if isinstance(node, dict) else [], f"in override {text!r}")
         node[last] = value
