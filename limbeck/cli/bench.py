@@ -100,10 +100,10 @@ def demo(
     from limbeck.leaderboard import build_site
 
     outcome = _run("demo", out, seeds, None, jobs, 1, "cpu", None)
-    page = build_site(out / "records", out / "site", title="Limbeck demo")
+    build_site(out / "records", out / "site", title="Limbeck demo")
     index = out / "index.html"
     index.write_text('<!doctype html><meta http-equiv="refresh" content="0; url=site/index.html">\n', encoding="utf-8")
-    typer.echo(f"page: {page}")
+    typer.echo(f"page: {index}")
     raise typer.Exit(1 if outcome.failed else 0)
 
 

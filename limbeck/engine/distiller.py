@@ -326,7 +326,7 @@ def batch_size(batch: Batch) -> int:
     """Number of samples in a batch."""
     if batch.ids is not None:
         return len(batch.ids)
-    return len(batch.inputs)
+    return len(batch.targets if isinstance(batch.inputs, dict) else batch.inputs)
 
 
 def _offered(value: Any, index: int | None, tap: str) -> Any:

@@ -14,6 +14,7 @@ from limbeck.engine.adapter import TaskAdapter
 from limbeck.engine.config import DataConfig, RunConfig, parse
 from limbeck.engine.registry import ADAPTERS, DATASETS, METRICS, MODELS, accepted_keys
 from limbeck.engine.weights import load_into
+from limbeck.errors import ConfigError
 
 
 def whole_batch(batch: Any) -> Any:
@@ -71,6 +72,10 @@ def evaluate(
         ready = cast(dict[str, Any], preprocess(data, False))
         batch = adapter.batch(ready["inputs"], ready["data_samples"])
         found = [adapter.predict(m, adapter.member_inputs(batch, base, m), batch) for m in members]
+        if len(found) == 2 and any(a is b for a, b in zip(*found)):
+            raise ConfigError(
+                f"{type(adapter).__name__}.predict gave student and teacher the same objects; it must return fresh ones"
+            )
         metric.update(*found)
     for member, mode in zip(members, modes):
         member.train(mode)

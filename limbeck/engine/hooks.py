@@ -254,7 +254,8 @@ def last_checkpoint(folder: Path, config_hash: str) -> Path | None:
 
 
 def _length(data: Any) -> int:
-    return len(data["inputs"])
+    samples = data.get("data_samples")  # OpenMMLab's loaders give a list of samples, and for points a dict of inputs
+    return len(samples) if isinstance(samples, (list, tuple)) else len(data["inputs"])
 
 
 def _random_state() -> dict[str, Any]:

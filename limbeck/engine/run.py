@@ -212,7 +212,7 @@ def _runner(
     runner_class = type("DistillRunner", (DistillRunner,), {})
     runner_class.device = device
     runner_class.find_unused_parameters = model.task_weight == 0 or any(
-        link.scheduled and any(p.requires_grad for p in link.parameters()) for link in model.links
+        (link.scheduled or not link.weight) and any(p.requires_grad for p in link.parameters()) for link in model.links
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # mmengine warns of torch features that it does not use here

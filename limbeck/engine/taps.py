@@ -40,9 +40,11 @@ class Tapped:
     def __init__(self) -> None:
         self._values: dict[str, Any] = {}
         self._versions: dict[str, int] = {}
+        self._calls: dict[str, int] = {}
 
     def put(self, tap: str, value: Any) -> None:
         self._values[tap] = value
+        self._calls[tap] = self._calls.get(tap, 0) + 1
         if isinstance(value, Tensor) and not value.is_inference():
             self._versions[tap] = value._version
 
@@ -52,11 +54,17 @@ class Tapped:
     def __getitem__(self, tap: str) -> Tensor:
         """The tensor at `tap`.
 
-        Raises: TapError when the forward did not pass there, the output is no tensor, or a later layer overwrote it.
+        Raises: TapError when the forward passed there never or more than once, when the output is no tensor, or when a
+            later layer overwrote it.
         """
         if tap not in self._values:
             raise TapError(f"tap {tap!r} was not reached by the forward; tap a layer that is used")
         value = self._values[tap]
+        if self._calls[tap] > 1:
+            raise TapError(
+                f"tap {tap!r} was called {self._calls[tap]} times in one forward, so which output is meant is unknown; "
+                "tap a layer that is called once, or what the task adapter offers"
+            )
         if not isinstance(value, Tensor):
             size = f" of {len(value)}" if isinstance(value, (tuple, list)) else ""
             kind = f"{type(value).__name__}{size}"
@@ -71,7 +79,7 @@ def tapped(model: nn.Module, taps: Iterable[str]) -> Iterator[Tapped]:
     """Hook the named modules for the forwards inside the `with` block and collect their outputs.
 
     A tap that names no module is left to the caller (the task adapter offers it). A module that is called several times
-    gives its last output. Hooks are removed on every exit.
+    is ambiguous, and reading its tap an error. Hooks are removed on every exit.
     """
     store = Tapped()
     by_module: dict[str, list[tuple[str, int | None]]] = {}
