@@ -45,12 +45,16 @@ def list_(
         table.add_column(title, no_wrap=True, overflow="fold")  # a cut name cannot be copied
     for title in ("params", "MFLOPs", "kB"):
         table.add_column(title, no_wrap=True, overflow="fold", justify="right")
-    table.add_column("task")
+    several = len({card.task for card in cards}) > 1
+    if several:
+        table.add_column("task")
     for card in cards:
         flops = "" if card.flops is None else f"{card.flops / 1e6:.2f}"
         size = f"{card.file_bytes / 1e3:.0f}"
         result = f"{card.primary_metric} {card.value:.2f}"
-        table.add_row(card.name, card.method, result, f"{card.parameters:,}", flops, size, card.task)
+        table.add_row(
+            card.name, card.method, result, f"{card.parameters:,}", flops, size, *([card.task] if several else [])
+        )
     Console().print(table)
 
 

@@ -24,7 +24,7 @@ class DatasetCard(_Strict):
     """What the student was trained on, and under which terms that data comes."""
 
     name: str
-    content_hash: str = Field(min_length=8, description="of the training split, as the record has it")
+    content_hash: str = Field(min_length=8, description="of the test split, as the record has it")
     licence: str
     source: str
     test: dict[str, Any] = Field(description="config of the test split, for the registry of data sets")

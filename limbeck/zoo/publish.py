@@ -178,7 +178,7 @@ def _classes(record: RunRecord, test: dict[str, Any], model: nn.Module) -> tuple
 
     from limbeck.engine.registry import DATASETS
 
-    names = next(iter(record.per_class.values()), None)
+    names = record.data.classes or next(iter(record.per_class.values()), None)
     if names is None:
         names = DATASETS.make(test, where=f"in the record {record.id}").classes
     with torch.inference_mode():
