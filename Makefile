@@ -53,7 +53,7 @@ unit: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 docs: $(VENV)/.dev ## build the documentation into out/docs
-	$(BIN)/mkdocs build --strict --site-dir out/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir out/docs
 
 perf: $(VENV)/.dev ## measure the cost of distilling, as ratios within one run
 	$(BIN)/python -m benchmarks.perf

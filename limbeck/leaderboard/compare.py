@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, fields
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -237,19 +238,20 @@ def render_reproduction(found: Reproduction, console: Console) -> None:
     from rich.text import Text
 
     styles = {"identical": "green", "within interval": "green", "differs": "red", "missing": "yellow"}
-    grid = _grid("benchmark/pair", "method", "theirs", "ours", "equal seeds", "verdict", "notes", words=(0, 1, 5, 6))
-    for cell in found.cells:
-        places = decimals([cell.theirs.mean])
-        grid.add_row(
-            Text(f"{cell.benchmark}/{cell.pair}"),
-            Text(cell.method),
-            interval(cell.theirs, places),
-            BLANK if cell.ours is None else interval(cell.ours, places),
-            f"{cell.identical}/{len(cell.shared)}",
-            Text(cell.verdict, style=styles[cell.verdict]),
-            Text(", ".join(cell.notes)),
-        )
-    console.print(grid)
+    for name, cells in groupby(found.cells, key=lambda c: f"{c.benchmark}/{c.pair}"):
+        console.print(Text(f"\n{name}", style="bold"))
+        grid = _grid("method", "theirs", "ours", "equal seeds", "verdict", "notes", words=(0, 4, 5))
+        for cell in cells:
+            places = decimals([cell.theirs.mean])
+            grid.add_row(
+                Text(cell.method),
+                interval(cell.theirs, places),
+                BLANK if cell.ours is None else interval(cell.ours, places),
+                f"{cell.identical}/{len(cell.shared)}",
+                Text(cell.verdict, style=styles[cell.verdict]),
+                Text(", ".join(cell.notes)),
+            )
+        console.print(grid)
     counts = {v: sum(c.verdict == v for c in found.cells) for v in styles}
     console.print(Text("\n" + ", ".join(f"{n} {v}" for v, n in counts.items() if n), style="bold"))
     if found.only_ours:
@@ -263,7 +265,7 @@ def _grid(*columns: str, words: tuple[int, ...] = (0,)) -> Any:
 
     grid = Grid(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1))
     for i, name in enumerate(columns):
-        grid.add_column(Text(name), justify="left" if i in words else "right")
+        grid.add_column(Text(name), justify="left" if i in words else "right", no_wrap=i not in words)
     return grid
 
 

@@ -30,7 +30,7 @@ CONFIG = {"recipe": {"epochs": 2, "lr": 0.05}, "links": [{"type": "KD", "taps": 
 
 
 def record_dict(**changes: Any) -> dict[str, Any]:
-    """A record with every field of version 1; `python -m tests.engine.test_record` stores it as the old file."""
+    """A record with every field of version 1."""
     value: dict[str, Any] = {
         "record_version": 1,
         "status": "ok",

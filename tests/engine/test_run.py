@@ -19,7 +19,7 @@ from limbeck.engine.record import config_hash, failure_path, read_record, record
 from limbeck.engine.run import RunOptions, execute
 from limbeck.engine.weights import read_weights, sha256_file
 from limbeck.errors import ConfigError, CorruptFile, NonFiniteLoss, OutputError, TeacherOff
-from tests.engine.toys import toy_run
+from tests.engine.toys import ToyNet, teacher_file, toy_run
 
 DROPOUT = dict(student=dict(type="ToyNet", width=2, dropout=0.3, norm=True))
 KILLED = """
@@ -92,6 +92,25 @@ def test_every_method_starts_from_the_same_student_per_seed(tmp_path):
     }
     assert len(set(hashes.values())) == 1
     assert execute(toy_run(tmp_path, "plain", seed=1), options(tmp_path)).initial_hash not in hashes.values()
+
+
+def test_initial_weights_are_loaded_once_and_not_initialised_again(tmp_path, monkeypatch):
+    calls: list[str] = []
+    monkeypatch.setattr(ToyNet, "init_weights", lambda self: calls.append("again"), raising=False)
+    record = execute(toy_run(tmp_path, "plain"), options(tmp_path))
+    monkeypatch.undo()
+    assert calls == []  # mmengine's runner would call it, and undo pretrained weights
+    assert record.initial_hash == execute(toy_run(tmp_path, "plain"), options(tmp_path, "b")).initial_hash
+
+
+def test_initial_hash_is_of_the_weights_that_the_config_names(tmp_path):
+    from limbeck.engine.distiller import Distiller
+    from limbeck.engine.weights import hash_state
+
+    weights = teacher_file(tmp_path, width=2)
+    members = {"student": dict(type="trained", model=dict(type="ToyNet", width=2), weights=weights)}
+    model = Distiller(members=members, adapter=dict(type="ToyAdapter"))
+    assert model.initial_hash == hash_state(read_weights(weights)[0])
 
 
 def test_weight_zero_run_is_the_plain_run_bit_for_bit(tmp_path):
