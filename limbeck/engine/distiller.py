@@ -278,7 +278,15 @@ class Distiller(BaseModel):
         if value.item() == 0.0:
             raise DeadLoss(f"{term} is exactly zero in its first step; check its taps, or declare may_be_zero=True")
         params = [p for p in self.members[method.student].parameters() if p.requires_grad]
-        grads = torch.autograd.grad(value, params, retain_graph=True, allow_unused=True)
+        try:
+            grads = torch.autograd.grad(value, params, retain_graph=True, allow_unused=True)
+        except RuntimeError as error:
+            if "checkpoint" not in str(error):
+                raise
+            raise ConfigError(
+                f"{term}: {method.student!r} uses reentrant activation checkpointing, through which no gradient can be "
+                "checked; build it without (with_cp=False)"
+            ) from error
         if not any(g is not None and bool(torch.count_nonzero(g)) for g in grads):
             raise DeadLoss(
                 f"{term} sends no gradient into {method.student!r}; check that its student taps are trained layers"

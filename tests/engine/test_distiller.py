@@ -121,6 +121,23 @@ def test_dead_loss_that_moves_only_its_bridge_stops(tmp_path):
         model.loss(batch())
 
 
+def test_reentrant_checkpointing_is_answered_with_one_sentence(tmp_path):
+    from torch.utils.checkpoint import checkpoint
+
+    class Checkpointed(ToyNet):
+        def forward(self, x):
+            x = checkpoint(self.layer2, self.layer1(x), use_reentrant=True)
+            return self.fc(x.mean((2, 3)))
+
+    members = {
+        "teacher": dict(type="frozen", model=dict(type="ToyNet", width=4), weights=teacher_file(tmp_path)),
+        "student": dict(type="trained", model=Checkpointed(width=2)),
+    }
+    model = Distiller(members=members, links=[dict(type="ToyMatch")], adapter=dict(type="ToyAdapter"))
+    with pytest.raises(ConfigError, match="reentrant activation checkpointing"):
+        model.loss(batch())
+
+
 def test_alive_check_runs_once_and_leaves_no_gradient(tmp_path):
     model = make(tmp_path)
     model.loss(batch())
