@@ -81,6 +81,7 @@ class Distiller(BaseModel):
         self.frozen_hashes = {n: hash_state(m.state_dict()) for n, m in self.frozen.items()}
         self.initial_hash = hash_state(models[followed].state_dict())
         self.links = nn.ModuleList(self._build_links(links))
+        self.tap_shapes: dict[str, dict[str, tuple[int, ...]]] = {}  # of one example batch, by member and tap
         self._connect()
         self.caches: dict[str, TeacherCache] = {}
         self.progress = 0.0
@@ -117,9 +118,13 @@ class Distiller(BaseModel):
             taps = self.taps_of(name, self.links)
             with evaluating(self.member(name)), torch.no_grad(), isolated_rng(self.seed, "example"):
                 found[name], _ = self._forward_member(name, example, taps, with_loss=False)
+        self.tap_shapes = {
+            name: {tap: tuple(store[tap].shape) for tap in self.taps_of(name, self.links)}
+            for name, store in found.items()
+        }
         for index, link in enumerate(self._methods()):
-            teacher = [tuple(found[link.teachers[0]][t].shape) for t, _ in link.taps]
-            student = [tuple(found[link.student][s].shape) for _, s in link.taps]
+            teacher = [self.tap_shapes[link.teachers[0]][t] for t, _ in link.taps]
+            student = [self.tap_shapes[link.student][s] for _, s in link.taps]
             with isolated_rng(self.seed, f"bridge {index}"):
                 link.connect(teacher, student)
 

@@ -173,14 +173,10 @@ def _open_caches(model: Distiller, config: RunConfig, options: RunOptions, loade
     views = int(getattr(dataset, "views", 0))
     if views < 1:
         raise ConfigError("the teacher cache needs a deterministic pipeline: set views=N in data.train, or cache=None")
-    batch = model.adapter.example(model.deploy)
     for name in model.frozen:
-        taps = model.taps_of(name, model.links)
-        if not taps:
+        shapes = {tap: list(shape[1:]) for tap, shape in model.tap_shapes.get(name, {}).items()}
+        if not shapes:
             continue
-        with torch.no_grad():
-            store, _ = model._forward_member(name, batch, taps, with_loss=False)
-        shapes = {tap: list(store[tap].shape[1:]) for tap in taps}
         key = cache_key(
             teacher_hash=model.frozen_hashes[name],
             pipeline=dataset.pipeline(),
@@ -235,9 +231,8 @@ def _runner(
             randomness=dict(seed=config.seed),
             experiment_name=f"{config.id.replace('/', '.')}.{os.getpid()}.{id(model)}",
         )
-    with suppress(
-        OSError
-    ):  # mmengine makes a folder for logs that this runner does not write; another rank may be first
+    # mmengine makes a folder for logs that this runner does not write; another rank may have removed it already.
+    with suppress(OSError):
         Path(runner.log_dir).rmdir()
     return runner
 
