@@ -17,11 +17,12 @@ from pathlib import Path
 from threading import Thread
 from typing import Any, Protocol
 
-from limbeck.engine.config import TEACHER, load_pair
+from limbeck.engine.config import RunConfig, expand, load_pair
 from limbeck.engine.events import Event
 from limbeck.engine.output import check_output, exclusive
 from limbeck.engine.record import RunRecord
 from limbeck.engine.suite import Job, Suite, plan, resolve, state
+from limbeck.engine.weights import sha256_json
 from limbeck.errors import OutputError, TrainingStopped
 
 
@@ -105,13 +106,13 @@ class _Settings:
     device: str
     threads: int
     jobs: int
-    latency: dict[str, dict[str, float]] = field(default_factory=dict)
+    latency: dict[str, float] = field(default_factory=dict)  # by the sha256 of a model's config
 
 
 def _missing(planned: list[Job], paths: Paths, outcome: Outcome, on_event: Callable[[Event], None]) -> list[Job]:
     """Jobs without a current record; a teacher whose weights are gone is made again when a student needs it."""
     states = {job.id: state(job, paths.records)[0] for job in planned}
-    needed = {job.teacher_id for job in planned if states[job.id] != "done" and job.teacher_id}
+    needed = {identity for job in planned if states[job.id] != "done" for identity in job.teacher_ids.values()}
     todo = []
     for job in planned:
         weights = paths.runs / job.id / "student.safetensors"
@@ -128,15 +129,18 @@ def _drive(
 ) -> None:
     configs = list(dict.fromkeys(job.config for job in todo))
     for config in configs:  # alone on the machine: latency is a figure
-        settings.latency[config] = pool.submit(measure_pair, config, settings.device, settings.threads).result()
+        methods = list(dict.fromkeys(job.method for job in todo if job.config == config))
+        task = pool.submit(measure_models, config, methods, settings.device, settings.threads)
+        settings.latency.update(task.result())
     waiting, running = list(todo), {}
-    pending = {job.id for job in todo if job.method == TEACHER}
+    teachers = {identity for job in todo for identity in job.teacher_ids.values()}
+    pending = {job.id for job in todo if job.id in teachers}
     try:
         while waiting or running:
-            ready = [j for j in waiting if len(running) < settings.jobs and j.teacher_id not in pending]
+            ready = [j for j in waiting if len(running) < settings.jobs and pending.isdisjoint(j.teacher_ids.values())]
             for job in ready[: settings.jobs - len(running)]:
                 waiting.remove(job)
-                if job.teacher_id in outcome.failed:
+                if any(identity in outcome.failed for identity in job.teacher_ids.values()):
                     outcome.failed[job.id] = "its teacher failed"
                     on_event(Event("fail", job.id, text="its teacher failed"))
                     continue
@@ -170,7 +174,7 @@ def run_job(job: dict[str, Any], settings: _Settings) -> str:
     from limbeck.engine.run import RunOptions, execute
 
     parsed = Job.model_validate(job)
-    kind = TEACHER if parsed.method == TEACHER else "student"
+    config = resolve(parsed, settings.paths.records)
 
     def report(stage: str, done: int, total: int) -> None:
         _EVENTS.put(Event("step", parsed.id, done, total, stage))
@@ -182,16 +186,16 @@ def run_job(job: dict[str, Any], settings: _Settings) -> str:
         device=settings.device,
         threads=settings.threads,
         concurrent_jobs=settings.jobs,
-        latency_ms=settings.latency.get(parsed.config, {}).get(kind),
+        latency_ms=settings.latency.get(_deployed(config)),
         progress=report,
     )
-    record = execute(resolve(parsed, settings.paths.records), options)
+    record = execute(config, options)
     assert isinstance(record, RunRecord)  # rank 0 always has one
     return f"{record.primary_metric} {record.value:.2f}"
 
 
-def measure_pair(config: str, device: str, threads: int) -> dict[str, float]:
-    """Median single-sample latency of a pair's teacher and student, in milliseconds."""
+def measure_models(config: str, methods: list[str], device: str, threads: int) -> dict[str, float]:
+    """Median single-sample latency in milliseconds of what each method deploys, by the sha256 of its model's config."""
     import torch
 
     from limbeck.engine.cost import median_latency, set_threads
@@ -200,13 +204,20 @@ def measure_pair(config: str, device: str, threads: int) -> dict[str, float]:
     set_threads(threads)
     pair = load_pair(config)
     adapter = ADAPTERS.make(pair.adapter)
-    found = {}
-    for kind, model_cfg in ((TEACHER, pair.teacher), ("student", pair.student)):
-        model = MODELS.make(model_cfg).to(device)
+    found: dict[str, float] = {}
+    for method in methods:
+        run = expand(pair, method, 0)
+        if _deployed(run) in found:
+            continue
+        model = MODELS.make(run.model["members"][run.model["deploy"]]["model"]).to(device)
         example = adapter.member_inputs(adapter.example(model), model, model)
         if isinstance(example, torch.Tensor):
-            found[kind] = median_latency(model, example)
+            found[_deployed(run)] = median_latency(model, example)
     return found
+
+
+def _deployed(run: RunConfig) -> str:
+    return sha256_json(run.model["members"][run.model["deploy"]]["model"])
 
 
 # --- where jobs run ---

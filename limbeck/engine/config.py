@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from copy import deepcopy
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
@@ -82,6 +83,24 @@ class MethodConfig(_Strict):
 
     links: list[Dict] = Field(default_factory=list)
     task_weight: float = 1.0
+    student: Dict | None = Field(
+        default=None, description="where the method deploys another network than the pair's student"
+    )
+    members: dict[str, Dict] = Field(
+        default_factory=dict,
+        description="keys of members that differ: dict(teacher=dict(type='trained')) trains it too",
+    )
+    cache: bool = Field(
+        default=True, description="False for a method that alters the images, so that nothing can be cached"
+    )
+
+
+class TeacherConfig(_Strict):
+    """One more teacher of a pair, trained as `teacher-<its name>`; links read it by that name."""
+
+    model: Dict
+    recipe: RecipeConfig | None = Field(default=None, description="None takes the pair's teacher_recipe")
+    data: Dict = Field(default_factory=dict, description="keys of the data config that differ; adds to teacher_data")
 
 
 class PairConfig(_Strict):
@@ -101,8 +120,13 @@ class PairConfig(_Strict):
     teacher_recipe: RecipeConfig | None = None
     teacher_data: Dict = Field(default_factory=dict, description="keys of the data config that differ for the teacher")
     teacher_tolerance: float = 0.5
+    teachers: dict[str, TeacherConfig] = Field(default_factory=dict, description="further teachers, by member name")
     cache: CacheConfig | None = None
     methods: dict[str, MethodConfig]
+    reported: dict[str, float] = Field(
+        default_factory=dict, description="published values of the primary metric by method; shown, never ranked"
+    )
+    reported_source: str = ""
 
     def method_names(self) -> list[str]:
         """'plain' and the methods, in the file's order."""
@@ -128,6 +152,11 @@ class RunConfig(_Strict):
     def id(self) -> str:
         """The id of the record that this run writes."""
         return record_id(self.benchmark, self.pair, self.method, self.seed)
+
+
+def is_teacher(method: str) -> bool:
+    """Whether a method's name is that of a run which trains a teacher."""
+    return method.lower() == TEACHER or method.lower().startswith(f"{TEACHER}-")
 
 
 def parse(model: type[BaseModel], value: Any, where: str) -> Any:
@@ -205,6 +234,18 @@ def load_pair(name: str) -> PairConfig:
     return parse(PairConfig, keys, str(path))
 
 
+@dataclass(frozen=True)
+class TrainedTeacher:
+    """A frozen member's weights.
+
+    weights: 'run://<record id>', 'zoo://name' or a path. metric: what it must reach on validation, else the run stops.
+    """
+
+    weights: str | None = None
+    sha256: str | None = None
+    metric: float | None = None
+
+
 def expand(
     pair: PairConfig,
     method: str,
@@ -213,60 +254,94 @@ def expand(
     teacher_weights: str | None = None,
     teacher_sha256: str | None = None,
     teacher_metric: float | None = None,
+    others: Mapping[str, TrainedTeacher] | None = None,
 ) -> RunConfig:
     """One run of a pair: 'teacher' trains the teacher alone, 'plain' the student alone, a method name links the two.
 
     Args:
-        teacher_weights: 'run://<record id>', 'zoo://name' or a path; needed by every method but 'teacher' and 'plain'.
-        teacher_metric: what the teacher must reach on validation, else the run stops.
+        method: of the pair; 'teacher-NAME' for a further teacher; 'NAME@option=value' for a variant, see
+            `limbeck.engine.variant`.
+        teacher_weights, teacher_sha256, teacher_metric: see `TrainedTeacher`; needed by every method that has links.
+        others: the same of further teachers, by member name.
     Raises: UnknownName for a method that the pair does not have.
     """
-    names = {m.lower(): m for m in [TEACHER, *pair.method_names()]}
-    if method.lower() not in names:
-        raise UnknownName("method", method, names.values(), f"in pair {pair.benchmark}/{pair.pair}")
-    name = names[method.lower()]
-    student: Dict = dict(type="trained", model=pair.teacher if name == TEACHER else pair.student)
-    members: Dict = {"student": student}
+    from limbeck.engine.variant import apply_variant, split_variant
+
+    given = {TEACHER: TrainedTeacher(teacher_weights, teacher_sha256, teacher_metric), **(others or {})}
+    base, variant = split_variant(method)
+    known = {m.lower(): m for m in [TEACHER, *(f"{TEACHER}-{t}" for t in pair.teachers), *pair.method_names()]}
+    if base.lower() not in known:
+        raise UnknownName("method", base, known.values(), f"in pair {pair.benchmark}/{pair.pair}")
+    name = known[base.lower()]
     spec = pair.methods.get(name, MethodConfig())
-    if spec.links:
-        expected = None if teacher_metric is None else {pair.metric.primary: teacher_metric}
-        members = {
-            "teacher": dict(
-                type="frozen",
-                model=pair.teacher,
-                weights=teacher_weights,
-                sha256=teacher_sha256,
-                expected=expected,
-                tolerance=pair.teacher_tolerance,
-            ),
-            "student": student,
-        }
+    student_model = spec.student or pair.student
+    if variant is not None:
+        spec, student_model = apply_variant(spec, student_model, variant, name)
+    teacher = _teacher_of(pair, name)
+    student: Dict = dict(type="trained", model=student_model if teacher is None else teacher.model)
+    members: Dict = {n: _frozen(pair, n, given.get(n, TrainedTeacher())) for n in teachers_of(spec)}
+    for member, keys in spec.members.items():
+        if member not in members:
+            raise UnknownName("member", member, members, f"in members of method {name}")
+        own = members[member] if keys.get("type", "frozen") == "frozen" else {"model": members[member]["model"]}
+        members[member] = {**own, **keys}
     model = dict(
         type="Distiller",
-        members=members,
+        members={**members, "student": student},
         deploy="student",
         adapter=pair.adapter,
         links=spec.links,
         task_weight=spec.task_weight,
     )
-    recipe = (pair.teacher_recipe or pair.recipe) if name == TEACHER else pair.recipe
     data = pair.data
-    if name == TEACHER and pair.teacher_data:
-        data = parse(DataConfig, {**pair.data.model_dump(), **pair.teacher_data}, "teacher_data")
+    if teacher is not None and (changed := {**pair.teacher_data, **teacher.data}):
+        data = parse(DataConfig, {**pair.data.model_dump(), **changed}, "teacher_data")
+    recipe = pair.recipe if teacher is None else teacher.recipe or pair.teacher_recipe or pair.recipe
     value = dict(
         task=pair.task,
         benchmark=pair.benchmark,
         benchmark_version=pair.benchmark_version,
         pair=pair.pair,
-        method=name,
+        method=name if variant is None else variant.method(name),
         seed=seed,
         model=deepcopy(model),
         data=data.model_dump(),
         metric=pair.metric.model_dump(),
         recipe=recipe.model_dump(),
-        cache=pair.cache.model_dump() if pair.cache and spec.links else None,
+        cache=pair.cache.model_dump() if pair.cache and spec.links and spec.cache else None,
     )
     return parse(RunConfig, value, f"run {name} of {pair.benchmark}/{pair.pair}")
+
+
+def _teacher_of(pair: PairConfig, method: str) -> TeacherConfig | None:
+    """The teacher that a method name trains; None for plain and distilled students."""
+    if method == TEACHER:
+        return TeacherConfig(model=pair.teacher, recipe=None)
+    return pair.teachers.get(method.removeprefix(f"{TEACHER}-")) if method.startswith(f"{TEACHER}-") else None
+
+
+def teachers_of(spec: MethodConfig) -> list[str]:
+    """The members that a method's links read beside the student, in the order in which they are named."""
+    found: dict[str, None] = {}
+    for link in spec.links:
+        named = link.get("teacher", TEACHER)
+        for member in [named] if isinstance(named, str) else named:
+            if member != "student":
+                found[member] = None
+    return list(found)
+
+
+def _frozen(pair: PairConfig, member: str, trained: TrainedTeacher) -> Dict:
+    if member != TEACHER and member not in pair.teachers:
+        raise UnknownName("teacher", member, [TEACHER, *pair.teachers], f"in pair {pair.benchmark}/{pair.pair}")
+    return dict(
+        type="frozen",
+        model=pair.teacher if member == TEACHER else pair.teachers[member].model,
+        weights=trained.weights,
+        sha256=trained.sha256,
+        expected=None if trained.metric is None else {pair.metric.primary: trained.metric},
+        tolerance=pair.teacher_tolerance,
+    )
 
 
 def with_overrides(config: Mapping[str, Any], overrides: list[str]) -> Dict:

@@ -79,10 +79,10 @@ class Distiller(BaseModel):
         self.frozen = {n: m for n, m in models.items() if specs[n].type == "frozen"}
         self.shadows = {n: _shadow(models[s.of]) for n, s in specs.items() if s.type == "ema" and s.of is not None}
         self.frozen_hashes = {n: hash_state(m.state_dict()) for n, m in self.frozen.items()}
-        self.initial_hash = hash_state(models[followed].state_dict())
         self.links = nn.ModuleList(self._build_links(links))
         self.tap_shapes: dict[str, dict[str, tuple[int, ...]]] = {}  # of one example batch, by member and tap
         self._connect()
+        self.initial_hash = hash_state(models[followed].state_dict())  # a link may have set a layer of it
         self.caches: dict[str, TeacherCache] = {}
         self.progress = 0.0
         self.iteration = 0
@@ -122,9 +122,11 @@ class Distiller(BaseModel):
             name: {tap: tuple(store[tap].shape) for tap in self.taps_of(name, self.links)}
             for name, store in found.items()
         }
-        for index, link in enumerate(self._methods()):
+        for index, link in enumerate(self.methods()):
             teacher = [self.tap_shapes[link.teachers[0]][t] for t, _ in link.taps]
             student = [self.tap_shapes[link.student][s] for _, s in link.taps]
+            link.members = {name: self.member(name) for name in (*link.teachers, link.student)}
+            link.shapes = {name: [self.tap_shapes[name][t] for t, _ in link.taps] for name in link.teachers}
             with isolated_rng(self.seed, f"bridge {index}"):
                 link.connect(teacher, student)
 
@@ -154,7 +156,8 @@ class Distiller(BaseModel):
                     taps[student] = None
         return list(taps)
 
-    def _methods(self) -> list[Method]:
+    def methods(self) -> list[Method]:
+        """The links, typed."""
         return [cast(Method, link) for link in self.links]
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Distiller:
@@ -185,9 +188,12 @@ class Distiller(BaseModel):
 
         Raises: NonFiniteLoss, DeadLoss.
         """
-        active = [(i, m, m.factor(self.progress)) for i, m in enumerate(self._methods())]
+        active = [(i, m, m.factor(self.progress)) for i, m in enumerate(self.methods())]
         active = [(i, m, w) for i, m, w in active if w != 0.0]
         links = [m for _, m, _ in active]
+        for index, method, _ in active:
+            if method.alters_batch:
+                batch = method.alter(batch, torch.Generator().manual_seed(self._draw(index)))
         # Teachers first: their activations are gone before the student's graph is built.
         found: dict[str, Any] = {
             n: self._fixed_taps(n, batch, taps) for n in self._fixed_names() if (taps := self.taps_of(n, links))
@@ -200,16 +206,21 @@ class Distiller(BaseModel):
                 scale = self.task_weight if "loss" in key else 1.0
                 terms[f"{name}.{key}"] = cast(Tensor, total if scale == 1.0 else total * scale)
         for index, method, weight in active:
-            for key, raw in method(self._link_inputs(method, found, batch)).items():
+            for key, raw in method(self._link_inputs(index, method, found, batch)).items():
                 term = f"{method.name}{index or ''}.loss_{key}"
                 if index not in self._alive:
-                    self._check_alive(term, raw, method)
+                    self._check_alive(term, raw, method, own=key in method.own_terms)
                 terms[term] = raw * weight
             self._alive.add(index)
         self._check_finite(terms, batch)
         return terms
 
-    def _link_inputs(self, method: Method, found: Mapping[str, Any], batch: Batch) -> LinkInputs:
+    def _draw(self, index: int) -> int:
+        """Decides the random numbers of one link in one step."""
+        text = f"{self.seed}/{index}/{self.iteration}"
+        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big")
+
+    def _link_inputs(self, index: int, method: Method, found: Mapping[str, Any], batch: Batch) -> LinkInputs:
         teachers = [[found[name][t].detach() for t, _ in method.taps] for name in method.teachers]
         return LinkInputs(
             teacher=teachers[0],
@@ -222,6 +233,7 @@ class Distiller(BaseModel):
             if method.wants_inputs
             else {},
             second_forward=self._second_forward(method, batch),
+            draw=self._draw(index),
         )
 
     def _second_forward(self, method: Method, batch: Batch) -> Callable[..., list[Tensor]]:
@@ -272,17 +284,31 @@ class Distiller(BaseModel):
         values = {tap: store[tap].float() if store[tap].is_floating_point() else store[tap] for tap in taps}
         return values if cache is None or ids is None else cache.put(ids, batch.views, values)
 
+    @torch.no_grad()
+    def member_taps(self, name: str, batch: Batch, taps: list[str]) -> Mapping[str, Tensor]:
+        """Taps of a member in eval mode on a preprocessed batch, without graph, past every cache."""
+        with evaluating(self.member(name)):
+            store, _ = self._forward_member(name, batch, taps, with_loss=False)
+        self.teacher_forwards += batch_size(batch) if name in self.frozen else 0
+        return {tap: store[tap].detach().clone() for tap in taps}
+
     # --- guards ---
 
-    def _check_alive(self, term: str, value: Tensor, method: Method) -> None:
-        """Guard 2: in its first step a term is not zero unless declared, and moves the trained member."""
+    def _check_alive(self, term: str, value: Tensor, method: Method, *, own: bool) -> None:
+        """Guard 2: in its first step a term is not zero unless declared, and moves what it is there to train.
+
+        Args:
+            own: it trains the link's own parameters, not the trained member.
+        """
+        target = "the link's own parameters" if own else repr(method.student)
         if not value.requires_grad:
-            raise DeadLoss(f"{term} sends no gradient into {method.student!r}: nothing it is computed from is trained")
+            raise DeadLoss(f"{term} sends no gradient into {target}: nothing it is computed from is trained")
         if method.may_be_zero or not torch.isfinite(value):  # `_check_finite` names the latter, and the sample ids
             return
         if value.item() == 0.0:
             raise DeadLoss(f"{term} is exactly zero in its first step; check its taps, or declare may_be_zero=True")
-        params = [p for p in self.members[method.student].parameters() if p.requires_grad]
+        trained = method if own else self.members[method.student]
+        params = [p for p in trained.parameters() if p.requires_grad]
         try:
             grads = torch.autograd.grad(value, params, retain_graph=True, allow_unused=True)
         except RuntimeError as error:
@@ -293,9 +319,7 @@ class Distiller(BaseModel):
                 "checked; build it without (with_cp=False)"
             ) from error
         if not any(g is not None and bool(torch.count_nonzero(g)) for g in grads):
-            raise DeadLoss(
-                f"{term} sends no gradient into {method.student!r}; check that its student taps are trained layers"
-            )
+            raise DeadLoss(f"{term} sends no gradient into {target}; check that its student taps are trained layers")
 
     def _check_finite(self, terms: Mapping[str, Tensor], batch: Batch) -> None:
         stacked = torch.stack([value.detach().float().mean() for value in terms.values()])

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
+from limbeck.engine.adapter import Batch
 from limbeck.engine.schedule import build_schedule
 from limbeck.errors import ConfigError
 
@@ -26,6 +28,7 @@ class LinkInputs:
     teachers: one list of taps for each teacher, where the link names several; `teacher` is the first.
     inputs: each member's network input, as normalised for it.
     second_forward: runs a member again on other inputs and returns its taps: `second_forward(member, inputs)`.
+    draw: decides the random numbers of this link in this step; see `generator`.
     """
 
     teacher: list[Tensor]
@@ -36,6 +39,26 @@ class LinkInputs:
     teachers: list[list[Tensor]] = field(default_factory=list)
     inputs: dict[str, Any] = field(default_factory=dict)
     second_forward: Callable[..., list[Tensor]] | None = None
+    draw: int = 0
+
+    def generator(self) -> torch.Generator:
+        """A CPU generator that depends on run seed, link and step alone: a resumed run draws the same numbers."""
+        return torch.Generator().manual_seed(self.draw)
+
+
+@dataclass(slots=True)
+class TrainingSet:
+    """What a link may learn of the training split before the first step; see `Method.prepare`.
+
+    labels: (N,) int64 by sample id.
+    classes: how many there are.
+    teacher_taps: runs the link's first teacher over the split, not augmented, in order of ids; yields the link's taps,
+        labels (B,) and ids (B,), batch by batch.
+    """
+
+    labels: Tensor
+    classes: int
+    teacher_taps: Callable[[], Iterator[tuple[list[Tensor], Tensor, Tensor]]]
 
 
 class Method(nn.Module):
@@ -49,7 +72,12 @@ class Method(nn.Module):
     - a memory bank: `register_buffer` in `connect`; buffers are saved for resume, never with the student;
     - parameters with their own optimiser: set the class attribute `optimizer` to an mmengine optimizer config;
     - a second forward: `batch.second_forward`, and `wants_inputs = True` for the members' inputs;
-    - several teachers: `many_teachers = True`, then `batch.teachers`.
+    - several teachers: `many_teachers = True`, then `batch.teachers`;
+    - a member's own layers (its classifier, its last stage): `self.members[name]`, set before `connect`;
+    - facts of the whole training split (labels, class means of the teacher): `wants_data = True` and `prepare(data)`;
+    - random numbers: `batch.generator()`;
+    - other images than the loader's: `alters_batch = True` and `alter(batch, generator)`;
+    - a term that trains only the link's own parameters: name it in `own_terms`.
 
     Args:
         teacher: member read as teacher; several names for an ensemble.
@@ -63,7 +91,11 @@ class Method(nn.Module):
     default_taps: ClassVar[Sequence[TapPair]] = ()
     optimizer: ClassVar[dict[str, Any] | None] = None
     wants_inputs: ClassVar[bool] = False
+    wants_data: ClassVar[bool] = False
+    alters_batch: ClassVar[bool] = False
     many_teachers: ClassVar[bool] = False
+    own_terms: ClassVar[frozenset[str]] = frozenset()
+    assumption: ClassVar[str] = ""  # one sentence on what is ours, not the paper's; records hold it
 
     def __init__(
         self,
@@ -90,6 +122,8 @@ class Method(nn.Module):
         self.schedule = build_schedule(schedule)
         self.scheduled = schedule is not None
         self.may_be_zero = may_be_zero
+        self.members: dict[str, nn.Module] = {}  # a plain dict: a link owns no member's parameters
+        self.shapes: dict[str, Shapes] = {}  # of every teacher's taps, by member
 
     @property
     def name(self) -> str:
@@ -105,6 +139,13 @@ class Method(nn.Module):
 
         Raises: ShapeMismatch when the shapes cannot be linked.
         """
+
+    def prepare(self, data: TrainingSet) -> None:
+        """Read the training split once, after `connect` and before the first step; where `wants_data`."""
+
+    def alter(self, batch: Batch, generator: torch.Generator) -> Batch:
+        """The batch that every member sees instead; where `alters_batch`. Its targets may become (B, C) shares."""
+        return batch
 
     def forward(self, batch: LinkInputs) -> dict[str, Tensor]:
         """Named scalar loss terms of one step."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -129,6 +130,7 @@ class RunRecord(_Strict):
     initial_hash: Sha256 = Field(description="of the student's weights before its first step")
     teacher_record: str | None = Field(None, description="id of the teacher's record")
     plain_record: str | None = Field(None, description="id of the plain student's record with this seed")
+    assumption: str | None = Field(None, description="what of the method is ours, not the paper's")
     finished: str = Field(description="UTC, ISO 8601")
 
     @model_validator(mode="after")
@@ -164,8 +166,12 @@ class FailureRecord(_Strict):
 
 
 def record_id(benchmark: str, pair: str, method: str, seed: int) -> str:
-    """'demo/resnet20-resnet8/kd/seed0'; also the record's path below the results folder, without '.json'."""
-    return f"{benchmark}/{pair}/{method.lower()}/seed{seed}"
+    """'demo/resnet20-resnet8/kd/seed0'; also the record's path below the results folder, without '.json'.
+
+    What a variant's name has beyond letters, digits and '.@=+_-' becomes one '-': 'kd@student.depths=-1-3-5'.
+    """
+    folder = re.sub(r"[^a-z0-9.@=+_-]+", "-", method.lower()).strip("-")
+    return f"{benchmark}/{pair}/{folder}/seed{seed}"
 
 
 def config_hash(config: dict[str, Any]) -> str:

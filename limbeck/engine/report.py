@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from limbeck.engine import cost
-from limbeck.engine.config import PLAIN, TEACHER, RunConfig
+from limbeck.engine.config import PLAIN, RunConfig, is_teacher
 from limbeck.engine.distiller import Distiller
 from limbeck.engine.evaluate import eval_loader, evaluate
 from limbeck.engine.hooks import Facts
@@ -61,14 +61,14 @@ def build_record(run: Ended) -> RunRecord:
     test = eval_loader(config.data, "test")
     metric = METRICS.make({"type": config.metric.type})
     common: dict[str, Any] = dict(adapter=model.adapter, preprocessor=model.data_preprocessor, deploy=model.deploy)
-    teacher = next(iter(model.frozen.values()), None)
+    teacher = next(iter(model.frozen.values()), None)  # of several, the first; the config has them all
     metrics = evaluate(model.deploy, loader=test, metric=metric, teacher=teacher, **common)
     per_class = metric.per_class()
     val_metrics = evaluate(model.deploy, loader=run.val, metric=metric, **common)
     members = config.model["members"]
-    teacher_cfg = members.get("teacher")
+    teacher_cfg = next((cfg for cfg in members.values() if cfg["type"] == "frozen"), None)
     identity = config.model_dump(mode="json")
-    linked = config.method not in (TEACHER, PLAIN)
+    linked = config.method != PLAIN and not is_teacher(config.method)
     return RunRecord(
         task=config.task,
         benchmark=config.benchmark,
@@ -93,6 +93,7 @@ def build_record(run: Ended) -> RunRecord:
         initial_hash=model.initial_hash,
         teacher_record=_teacher_record(teacher_cfg),
         plain_record=record_id(config.benchmark, config.pair, PLAIN, config.seed) if linked else None,
+        assumption=" ".join(dict.fromkeys(link.assumption for link in model.methods() if link.assumption)) or None,
         finished=_now(),
     )
 

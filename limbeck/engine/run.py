@@ -32,6 +32,7 @@ from limbeck.engine.hooks import (
     last_checkpoint,
 )
 from limbeck.engine.output import check_output, exclusive, pick_device
+from limbeck.engine.prepare import prepare_links
 from limbeck.engine.record import RunRecord, config_hash, write_failure, write_record
 from limbeck.engine.registry import METRICS
 from limbeck.engine.report import Ended, build_failure, build_record
@@ -102,6 +103,8 @@ def _train(config: RunConfig, options: RunOptions, folder: Path, device: torch.d
         model = cast(Distiller, model.to(memory_format=torch.channels_last))
     loader = train_loader(config, world, rank)
     _open_caches(model, config, options, loader)
+    model.to(device)
+    prepare_links(model, config)
     val = eval_loader(config.data, "val")
     facts = Facts()
 
@@ -170,6 +173,12 @@ def _open_caches(model: Distiller, config: RunConfig, options: RunOptions, loade
     dataset: Any = loader.dataset
     if config.cache is None or options.cache is None or not model.frozen:
         return
+    for link in model.methods():
+        if link.alters_batch:
+            raise ConfigError(
+                f"{link.name} alters the images every step, so the teacher's outputs cannot be cached; "
+                f"set cache=False for method {config.method}"
+            )
     views = int(getattr(dataset, "views", 0))
     if views < 1:
         raise ConfigError("the teacher cache needs a deterministic pipeline: set views=N in data.train, or cache=None")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from limbeck.engine.config import TEACHER, PairConfig, RunConfig, expand
+from limbeck.engine.config import TEACHER, PairConfig, RunConfig, TrainedTeacher, expand
 from limbeck.engine.record import read_record, record_id, record_path
 from limbeck.errors import ConfigError
 
@@ -15,24 +15,32 @@ def single_run(pair: PairConfig, method: str, seed: int, out: Path, teacher: str
     Raises: ConfigError when a teacher is needed and none is there.
     """
     run = expand(pair, method, seed, teacher_weights=teacher)
-    members = run.model["members"]
-    if "teacher" not in members or teacher is not None:
-        return run
-    folder = record_path(out / "records", record_id(pair.benchmark, pair.pair, TEACHER, 0)).parent
+    frozen = [m for m, cfg in run.model["members"].items() if cfg["type"] == "frozen"]
+    missing = [m for m in frozen if m != TEACHER or teacher is None]
+    trained = {member: _last_trained(pair, run.method, member, out) for member in missing}
+    main = trained.pop(TEACHER, TrainedTeacher(teacher))
+    return expand(
+        pair,
+        method,
+        seed,
+        teacher_weights=main.weights,
+        teacher_sha256=main.sha256,
+        teacher_metric=main.metric,
+        others=trained,
+    )
+
+
+def _last_trained(pair: PairConfig, method: str, member: str, out: Path) -> TrainedTeacher:
+    """The teacher of the lowest seed below `out`."""
+    name = TEACHER if member == TEACHER else f"{TEACHER}-{member}"
+    folder = record_path(out / "records", record_id(pair.benchmark, pair.pair, name, 0)).parent
     records = sorted(
         (read_record(p) for p in folder.glob("seed*.json") if not p.name.endswith(".failed.json")), key=lambda r: r.seed
     )
     if not records:
         raise ConfigError(
-            f"method {run.method!r} needs a teacher and {folder} has none; "
-            "train it first (--method teacher) or pass --teacher FILE"
+            f"method {method!r} needs a teacher and {folder} has none; "
+            f"train it first (--method {name}) or pass --teacher FILE"
         )
     found = records[0]
-    return expand(
-        pair,
-        method,
-        seed,
-        teacher_weights=f"run://{found.id}",
-        teacher_sha256=found.student_sha256,
-        teacher_metric=found.val_metrics.get(pair.metric.primary),
-    )
+    return TrainedTeacher(f"run://{found.id}", found.student_sha256, found.val_metrics.get(pair.metric.primary))

@@ -9,20 +9,45 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from limbeck.engine.config import PLAIN, TEACHER, MethodConfig, PairConfig, RunConfig, expand, load_pair, parse
+from limbeck.engine.config import (
+    PLAIN,
+    TEACHER,
+    PairConfig,
+    RunConfig,
+    TrainedTeacher,
+    expand,
+    load_pair,
+    parse,
+)
 from limbeck.engine.record import RunRecord, config_hash, failure_path, read_record, record_id, record_path
+from limbeck.engine.variant import Variant
 from limbeck.errors import ConfigError, UnknownName
 
 State = Literal["done", "stale", "failed", "missing"]
 
 
+class Vary(BaseModel):
+    """An ablation: one option of one method at several values; see `limbeck.engine.variant`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    method: str
+    option: str
+    values: list[Any] = Field(min_length=1)
+
+    def names(self) -> list[str]:
+        """The variants' method names."""
+        return [Variant(self.option, value).method(self.method) for value in self.values]
+
+
 class Group(BaseModel):
-    """One benchmark pair of a suite: its config, the methods (empty: all of the config's) and the seeds."""
+    """One benchmark pair of a suite: its config, the methods (empty: all of the config's), ablations and seeds."""
 
     model_config = ConfigDict(extra="forbid")
 
     config: str
     methods: list[str] = Field(default_factory=list)
+    vary: list[Vary] = Field(default_factory=list)
     seeds: list[int] = Field(default_factory=list)
 
 
@@ -48,6 +73,7 @@ class Job(BaseModel):
     method: str
     seed: int
     teacher_seed: int | None = None
+    teachers: list[str] = Field(default_factory=list, description="frozen members that must have been trained")
 
     @property
     def id(self) -> str:
@@ -56,10 +82,19 @@ class Job(BaseModel):
 
     @property
     def teacher_id(self) -> str | None:
-        """The id of the teacher's record, where the job needs one."""
-        if self.teacher_seed is None:
-            return None
-        return record_id(self.benchmark, self.pair, TEACHER, self.teacher_seed)
+        """The id of the first teacher's record, where the job needs one."""
+        return next(iter(self.teacher_ids.values()), None)
+
+    @property
+    def teacher_ids(self) -> dict[str, str]:
+        """The ids of the teachers' records that the job needs, by member."""
+        return {member: self.teacher_job(member).id for member in self.teachers}
+
+    def teacher_job(self, member: str) -> Job:
+        """The job that trains a teacher of this one."""
+        assert self.teacher_seed is not None
+        method = TEACHER if member == TEACHER else f"{TEACHER}-{member}"
+        return Job(config=self.config, benchmark=self.benchmark, pair=self.pair, method=method, seed=self.teacher_seed)
 
 
 def suite_folders() -> list[Path]:
@@ -129,14 +164,23 @@ def plan(suite: Suite, *, seeds: int | None = None, only: list[str] | None = Non
         if only:
             wanted = {o.lower() for o in only} | {PLAIN}
             names = [n for n in names if n.lower() in wanted]
+        variants = [v for vary in group.vary for v in vary.names()]
+        if only:
+            variants = [v for v in variants if v.partition("@")[0].lower() in wanted]
         chosen = (group.seeds or suite.seeds)[:seeds]
         base: dict[str, Any] = dict(config=group.config, benchmark=pair.benchmark, pair=pair.pair)
         first = chosen[0]
-        planned = [Job(**base, method=TEACHER, seed=first)]
+        needed: dict[str, None] = {}
+        students = []
         for seed in chosen:
-            for name in names:
-                linked = name != PLAIN and bool(_method(pair, name).links)
-                planned.append(Job(**base, method=name, seed=seed, teacher_seed=first if linked else None))
+            for name in [*names, *variants]:
+                frozen = _frozen_teachers(pair, name)
+                needed |= dict.fromkeys(frozen)
+                students.append(
+                    Job(**base, method=name, seed=seed, teacher_seed=first if frozen else None, teachers=frozen)
+                )
+        trainer = Job(**base, method=PLAIN, seed=first, teacher_seed=first)
+        planned = [trainer.teacher_job(member) for member in {TEACHER: None, **needed}] + students
         for job in planned:
             jobs.setdefault(job.id, job)
     for name in only or []:
@@ -145,32 +189,37 @@ def plan(suite: Suite, *, seeds: int | None = None, only: list[str] | None = Non
     return list(jobs.values())
 
 
-def _method(pair: PairConfig, name: str) -> MethodConfig:
-    for known, spec in pair.methods.items():
-        if known.lower() == name.lower():
-            return spec
-    raise UnknownName("method", name, pair.method_names(), f"in pair {pair.benchmark}/{pair.pair}")
+def _frozen_teachers(pair: PairConfig, name: str) -> list[str]:
+    """The frozen members of a method or variant."""
+    if name == PLAIN:
+        return []
+    members = expand(pair, name, 0).model["members"]
+    return [member for member, cfg in members.items() if cfg["type"] == "frozen"]
 
 
 def resolve(job: Job, records: Path) -> RunConfig:
-    """The job's run config; a linked method needs its teacher's record.
+    """The job's run config; a linked method needs its teachers' records.
 
-    Raises: ConfigError when the teacher has not been trained yet.
+    Raises: ConfigError when a teacher has not been trained yet.
     """
     pair = load_pair(job.config)
-    if job.teacher_id is None:
-        return expand(pair, job.method, job.seed)
-    path = record_path(records, job.teacher_id)
-    if not path.is_file():
-        raise ConfigError(f"{job.id} needs the teacher's record {path}; run the teacher first")
-    teacher = read_record(path)
+    trained = {}
+    for member, identity in job.teacher_ids.items():
+        path = record_path(records, identity)
+        if not path.is_file():
+            raise ConfigError(f"{job.id} needs the teacher's record {path}; run the teacher first")
+        teacher = read_record(path)
+        metric = teacher.val_metrics.get(pair.metric.primary)
+        trained[member] = TrainedTeacher(f"run://{identity}", teacher.student_sha256, metric)
+    main = trained.pop(TEACHER, TrainedTeacher())
     return expand(
         pair,
         job.method,
         job.seed,
-        teacher_weights=f"run://{job.teacher_id}",
-        teacher_sha256=teacher.student_sha256,
-        teacher_metric=teacher.val_metrics.get(pair.metric.primary),
+        teacher_weights=main.weights,
+        teacher_sha256=main.sha256,
+        teacher_metric=main.metric,
+        others=trained,
     )
 
 
@@ -183,9 +232,7 @@ def state(job: Job, records: Path) -> tuple[State, RunRecord | None]:
     if not path.is_file():
         return ("failed" if failure_path(records, job.id).is_file() else "missing"), None
     record = read_record(path)
-    if job.teacher_seed is not None:
-        teacher = Job(config=job.config, benchmark=job.benchmark, pair=job.pair, method=TEACHER, seed=job.teacher_seed)
-        if state(teacher, records)[0] != "done":
-            return "stale", record
+    if any(state(job.teacher_job(member), records)[0] != "done" for member in job.teachers):
+        return "stale", record
     current = config_hash(resolve(job, records).model_dump(mode="json"))
     return ("done" if current == record.config_hash else "stale"), record

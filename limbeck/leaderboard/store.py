@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from limbeck.engine.config import PLAIN, TEACHER
+from limbeck.engine.config import PLAIN, TEACHER, is_teacher
 from limbeck.engine.record import FailureRecord, RunRecord, iter_records, record_id
 from limbeck.errors import CorruptFile, UnknownName, UserError
 
@@ -174,7 +174,7 @@ def _check_same(records: Sequence[RunRecord]) -> None:
             raise MixedRecords(
                 f"{record.id}: selected on the test split, which only reported figures may be; run it again"
             )
-    students = [r for r in records if r.method.lower() != TEACHER]  # a teacher may come from a recipe of its own
+    students = [r for r in records if not is_teacher(r.method)]  # a teacher may come from a recipe of its own
     rules = [
         ("selection", students, lambda r: r.recipe.selection),
         ("data hash", records, lambda r: f"{r.data.content_hash} ({r.data.split})"),
@@ -200,10 +200,10 @@ def _group(
     mine = [r for r in chosen if (r.benchmark, r.benchmark_version, r.pair) == key]
     students: dict[str, dict[int, RunRecord]] = {}
     for record in sorted(mine, key=lambda r: (r.method.lower() != PLAIN, r.method.lower(), r.seed)):
-        if record.method.lower() != TEACHER:
+        if not is_teacher(record.method):
             students.setdefault(record.method.lower(), {})[record.seed] = record
     named = sorted({r.teacher_record for r in mine if r.teacher_record} & live.keys())
-    teachers = [live[k] for k in named] or [r for r in mine if r.method.lower() == TEACHER]
+    teachers = [live[k] for k in named] or [r for r in mine if is_teacher(r.method)]
     metric = mine[0].primary_metric  # a teacher of another benchmark may have been measured otherwise
     teachers = [t for t in teachers if metric in t.metrics]
     failed = [f for f in failures if (f.benchmark, f.pair) == (key[0], key[2])]
@@ -230,6 +230,8 @@ def _check_initial(students: dict[str, dict[int, RunRecord]]) -> None:
     for seeds in students.values():
         for seed, record in seeds.items():
             start = first.setdefault(seed, record)
+            if record.student != start.student:
+                continue  # a method that deploys another network, or a variant of the student
             if record.initial_hash != start.initial_hash:
                 raise MixedRecords(
                     f"{start.id} and {record.id} started from different weights: initial hash "

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from statistics import fmean, median
 from typing import Any
 
-from limbeck.engine.config import PLAIN, TEACHER
+from limbeck.engine.config import PLAIN, TEACHER, is_teacher
 from limbeck.engine.record import RunRecord
 from limbeck.leaderboard.stats import CONFIDENCE, Estimate, Paired, estimate, gap_closed, holm, paired, ranks
 from limbeck.leaderboard.store import FLAGGED, Group
@@ -107,9 +107,9 @@ def build_table(group: Group) -> Table:
         teacher = build_row({t.seed: t for t in group.teachers}, TEACHER)
     rows = _compared(rows, teacher, primary, higher)
     rows.sort(key=lambda r: (r.role != PLAIN, _order(r, primary, higher), r.method))
-    names = {m: None for r in group.records if r.method.lower() != TEACHER for m in r.metrics}
+    names = {m: None for r in group.records if not is_teacher(r.method) for m in r.metrics}
     names = names or {m: None for r in group.records for m in r.metrics}
-    student = next((r.student for r in group.records if r.method.lower() != TEACHER), None)
+    student = next((r.student for r in group.records if not is_teacher(r.method)), None)
     return Table(
         name=group.name,
         benchmark=group.benchmark,

@@ -50,6 +50,55 @@ DATA_TERMS: Mapping[str, DataTerms] = {
         use="Recognising one piece of clothing of 28 × 28 grey pixels; teaching, tests, and comparing methods.",
         limits="Knows single centred product pictures of ten kinds, light on black; any other image gets a label too.",
     ),
+    "cifar10-jpeg": DataTerms(
+        licence="none stated; published by its authors for research",
+        source="a JPEG copy (quality about 75) of CIFAR-10 (Krizhevsky 2009)",
+        pixels="RGB",
+        use="Recognising one object of ten kinds in 32 × 32 pixels; teaching, tests, and comparing methods.",
+        limits="Saw JPEG images only, so figures do not compare with CIFAR-10's; any other image gets a label too.",
+    ),
+    "cifar10": DataTerms(
+        licence="none stated; published by its authors for research",
+        source="CIFAR-10 (Krizhevsky 2009)",
+        pixels="RGB",
+        use="Recognising one object of ten kinds in 32 × 32 pixels; teaching, tests, and comparing methods.",
+        limits="Knows ten kinds of animals and vehicles, one an image; any other image gets one of ten labels too.",
+    ),
+    "cifar100": DataTerms(
+        licence="none stated; published by its authors for research",
+        source="CIFAR-100 (Krizhevsky 2009), fine labels",
+        pixels="RGB",
+        use="Recognising one object of a hundred kinds in 32 × 32 pixels; teaching, tests, and comparing methods.",
+        limits="Knows a hundred kinds of things, one an image; any other image gets one of these labels too.",
+    ),
+    "flowers5": DataTerms(
+        licence="none stated; photographs from Flickr under Creative Commons licences chosen by each photographer",
+        source="five flower classes of the public Flickr flower collections",
+        pixels="RGB, squeezed to a square",
+        use="Recognising daisy, dandelion, rose, sunflower or tulip in a photograph; teaching, and comparing methods.",
+        limits="A few per cent of the training labels are wrong; any other image gets one of five labels too.",
+    ),
+    "dtd10": DataTerms(
+        licence="none stated; DTD's authors release it for research",
+        source="ten classes of the Describable Textures Dataset (arXiv 1311.3618)",
+        pixels="RGB",
+        use="Telling ten kinds of texture apart in a photograph; teaching, and comparing methods.",
+        limits="The classes overlap in meaning and the split is not DTD's; any other image gets one of ten labels too.",
+    ),
+    "tiny-imagenet": DataTerms(
+        licence="none stated; ImageNet terms: non-commercial research and education only",
+        source="Tiny ImageNet, 200 classes of ImageNet (arXiv 1409.0575) at 64 × 64",
+        pixels="RGB",
+        use="Recognising one object of 200 kinds in 64 × 64 pixels; comparing methods.",
+        limits="Knows 200 kinds of things, one an image; any other image gets one of these labels too.",
+    ),
+    "imagenet": DataTerms(
+        licence="ImageNet terms: non-commercial research and education only",
+        source="ImageNet-1k, ILSVRC 2012 (arXiv 1409.0575)",
+        pixels="RGB",
+        use="Recognising the main object of a photograph among 1,000 kinds; comparing methods.",
+        limits="Knows ImageNet's 1,000 kinds, with the biases of its photographs; any other image gets a label too.",
+    ),
 }
 
 

@@ -340,6 +340,14 @@ def test_hashes_are_remembered_until_the_file_changes(tmp_path, monkeypatch):
         fashion("test", root=str(tmp_path))
 
 
+def test_fashion_mnist_label_that_is_no_class_is_named(tmp_path):
+    images, labels = arrays()
+    labels[17] = 10
+    write_npz(tmp_path, "test", images, labels)
+    with pytest.raises(CorruptFile, match=r"test\.npz: label 10 of sample 17 is not in 0 to 9"):
+        fashion("test", root=str(tmp_path))
+
+
 def test_val_size_must_leave_training_samples(tmp_path):
     write_npz(tmp_path, "train", *arrays())
     with pytest.raises(ConfigError, match="val_size"):

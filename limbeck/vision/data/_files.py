@@ -6,11 +6,17 @@ import contextlib
 import hashlib
 import json
 import os
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+
+import numpy as np
 
 from limbeck.engine.paths import cache_dir
 from limbeck.engine.weights import sha256_file, write_json
-from limbeck.errors import CorruptFile, OutputError
+from limbeck.errors import CorruptFile, DataMissing, OutputError
 
 
 def shared_data() -> Path | None:
@@ -45,8 +51,65 @@ def read_manifest(folder: Path) -> dict[str, str]:
     return {name.strip(): sha256 for sha256, name in lines}
 
 
+def read_arrays(path: Path, *names: str) -> list[np.ndarray]:
+    """These arrays of an .npz, checked against the folder's MANIFEST.sha256 where there is one.
+
+    Raises: CorruptFile.
+    """
+    expected = read_manifest(path.parent).get(path.name)
+    if expected is not None and remembered_sha256(path) != expected:
+        raise damaged(path, "not the file that MANIFEST.sha256 lists", expected)
+    try:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
+            return [arrays[name] for name in names]
+    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, KeyError) as error:
+        raise damaged(path, f"not a whole npz file ({error})", expected) from error
+
+
+def check_labels(path: Path, labels: np.ndarray, classes: int) -> None:
+    """Raises: CorruptFile naming the first label that is not in 0 … classes − 1."""
+    wrong = np.flatnonzero((labels < 0) | (labels >= classes))
+    if len(wrong):
+        raise damaged(path, f"label {labels[wrong[0]]} of sample {wrong[0]} is not in 0 to {classes - 1}")
+
+
+def find_folder(what: str, folders: Iterable[Path], parts: Iterable[str], advice: str) -> Path:
+    """The first folder that holds all these parts.
+
+    Raises: DataMissing naming where it looked, followed by `advice`.
+    """
+    looked, wanted = list(folders), list(parts)
+    for folder in looked:
+        if all((folder / part).exists() for part in wanted):
+            return folder
+    raise DataMissing(f"{what} is not in {', '.join(str(f) for f in looked)}; {advice}")
+
+
+def usual_folders(name: str, root: str | Path | None) -> list[Path]:
+    """Where a data set is looked for: `root` and nowhere else, or $LIMBECK_DATA/<name> and then the cache folder."""
+    if root is not None:
+        return [Path(root)]
+    shared = shared_data()
+    return [*([] if shared is None else [shared / name]), cache_dir() / "data" / name]
+
+
 def damaged(path: Path, reason: object, expected: str | None = None) -> CorruptFile:
     """The error for a data file that is not whole."""
     found = sha256_file(path)[:12] if path.is_file() else "none"
     wanted = f"{expected[:12]}…" if expected else "not known"
     return CorruptFile(f"{path}: {reason}; sha256 is {found}…, expected {wanted}; delete the file and get it again")
+
+
+@contextlib.contextmanager
+def temporary_inside(folder: Path) -> Iterator[Path]:
+    """A temporary folder inside `folder`, which is made; so that what is complete can be renamed into place.
+
+    Raises: OutputError when it cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = tempfile.TemporaryDirectory(dir=folder)
+    except OSError as error:
+        raise OutputError(f"cannot write {folder}: {error.strerror}; set LIMBECK_CACHE to another folder") from error
+    with temporary as name:
+        yield Path(name)

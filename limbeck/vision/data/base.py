@@ -52,8 +52,7 @@ class VisionDataset(Dataset):
     labels: np.ndarray
 
     def __init__(self, split: str, *, views: int, seed: int, augment: Any) -> None:
-        if split not in SPLITS:
-            raise UnknownName("split", split, SPLITS, f"of {self.name}")
+        check_split(split, self.name)
         if views < 0:
             raise ConfigError(f"views is 0 or more; got {views}")
         self.split = split
@@ -120,6 +119,8 @@ class ArrayDataset(VisionDataset):
 
     Args:
         pixels: uint8 (N, C, H, W). labels: (N,). limit: takes the first samples only.
+        content: what is hashed beside the split's name: the stored form where decoding it is not the same everywhere;
+            pixels and labels where not given.
     """
 
     def __init__(
@@ -132,16 +133,24 @@ class ArrayDataset(VisionDataset):
         views: int,
         seed: int,
         limit: int | None,
+        content: Sequence[np.ndarray] | None = None,
     ) -> None:
         super().__init__(split, views=views, seed=seed, augment=parse_augment(ShiftFlip, augment))
         count = check_limit(limit, len(labels), self.name)
         self.pixels = pixels[:count]
         self.labels = labels[:count].astype(np.int64)
-        self.content_hash = content_hash(self.name, split, self.pixels, self.labels)
+        hashed = (self.pixels, self.labels) if content is None else content
+        self.content_hash = content_hash(self.name, split, *hashed)
 
     def images(self, ids: np.ndarray) -> np.ndarray:
         pixels = self.pixels[ids]
         return pixels if self.augment is None else self.augment(pixels, ids, seed=self.seed, view=self.view)
+
+
+def check_split(split: str, name: str) -> None:
+    """Raises: UnknownName for a split that no data set has."""
+    if split not in SPLITS:
+        raise UnknownName("split", split, SPLITS, f"of {name}")
 
 
 def check_limit(limit: int | None, count: int, name: str) -> int:

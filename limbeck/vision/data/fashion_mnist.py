@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import zipfile
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +13,7 @@ import numpy as np
 from limbeck.engine.paths import cache_dir
 from limbeck.engine.registry import DATASETS
 from limbeck.errors import ConfigError, DataMissing
-from limbeck.vision.data._files import damaged, read_manifest, remembered_sha256, shared_data
+from limbeck.vision.data._files import check_labels, damaged, read_arrays, shared_data
 from limbeck.vision.data.base import ArrayDataset
 
 CLASSES = (
@@ -54,21 +53,6 @@ def read_idx(path: Path) -> np.ndarray:
     return np.frombuffer(raw, np.uint8, offset=4 + 4 * axes).reshape(shape)
 
 
-def read_npz(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Images (N, 28, 28) and labels (N,) from an .npz, checked against the folder's MANIFEST.sha256 where there is one.
-
-    Raises: CorruptFile.
-    """
-    expected = read_manifest(path.parent).get(path.name)
-    if expected is not None and remembered_sha256(path) != expected:
-        raise damaged(path, "not the file that MANIFEST.sha256 lists", expected)
-    try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
-            return arrays["images"], arrays["labels"]
-    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, KeyError) as error:
-        raise damaged(path, f"not a whole npz file ({error})", expected) from error
-
-
 def find_files(part: str, root: str | Path | None = None) -> list[Path]:
     """The files of 'train' or 'test': one .npz, or the IDX pair (images, labels).
 
@@ -97,9 +81,10 @@ def read_part(part: str, root: str | Path | None = None) -> tuple[np.ndarray, np
     Raises: DataMissing; CorruptFile.
     """
     files = find_files(part, root)
-    images, labels = read_npz(files[0]) if len(files) == 1 else (read_idx(files[0]), read_idx(files[1]))
+    images, labels = read_arrays(files[0], "images", "labels") if len(files) == 1 else map(read_idx, files)
     if images.ndim != 3 or images.dtype != np.uint8 or labels.shape != images.shape[:1]:
         raise damaged(files[0], f"holds images {images.shape} {images.dtype} and labels {labels.shape}")
+    check_labels(files[-1], labels, len(CLASSES))
     return images, labels
 
 

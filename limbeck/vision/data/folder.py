@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-import PIL
-import torch
-import torchvision
-from PIL import Image, UnidentifiedImageError
-from torchvision.transforms.v2 import InterpolationMode
-from torchvision.transforms.v2 import functional as TF
 
 from limbeck.engine.registry import DATASETS
 from limbeck.engine.weights import sha256_file, sha256_json
 from limbeck.errors import ConfigError, DataMissing
 from limbeck.vision.data._files import damaged, read_manifest, remembered_sha256, shared_data
-from limbeck.vision.data.augment import CropFlip, parse_augment, sample_uniforms
-from limbeck.vision.data.base import VisionDataset, check_limit
+from limbeck.vision.data.photos import Photos, Scan
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
-TRIES = 10  # of a crop that fits, as torchvision's RandomResizedCrop
 
 
 def find_root(root: str | Path) -> Path:
@@ -36,23 +26,69 @@ def find_root(root: str | Path) -> Path:
     raise DataMissing(f"no image folder {' or '.join(str(f) for f in looked)}; name another root, or set LIMBECK_DATA")
 
 
+def is_image(name: str) -> bool:
+    """Whether a file's name ends like an image's."""
+    return os.path.splitext(name)[1].lower() in SUFFIXES
+
+
+def class_names(folder: Path) -> list[str]:
+    """The class folders of a split, sorted; hidden folders are none. Empty where the split has no folder."""
+    if not folder.is_dir():
+        return []
+    with os.scandir(folder) as entries:
+        return sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
+
+
+def class_files(root: Path, split: str, name: str) -> list[str]:
+    """Paths below `root`, sorted, of all images of a class, also in folders inside its own; none is opened."""
+    found = []
+    for folder, _, files in os.walk(root / split / name):
+        prefix = Path(folder).relative_to(root).as_posix()
+        found += [f"{prefix}/{file}" for file in files if is_image(file)]
+    return sorted(found)
+
+
+def listed_content(root: Path, split: str, files: Sequence[str]) -> str | None:
+    """The hash of MANIFEST.sha256, None where there is none.
+
+    Raises: CorruptFile when it does not list exactly these images of the folder `split`.
+    """
+    manifest = read_manifest(root)
+    if not manifest:
+        return None
+    listed = {name for name in manifest if name.startswith(f"{split}/") and is_image(name)}
+    differ = sorted(listed.symmetric_difference(files))
+    if differ:
+        reason = f"MANIFEST.sha256 and the folder differ in {len(differ)} files"
+        raise damaged(root / differ[0], reason, manifest.get(differ[0]))
+    return sha256_file(root / "MANIFEST.sha256")
+
+
+def sizes_content(root: Path, files: Sequence[str]) -> str:
+    """The hash of every path and size in bytes: for data sets too large to read all of it at each start."""
+    return sha256_json([(name, (root / name).stat().st_size) for name in files])
+
+
 @DATASETS.register_module()
-class ImageFolder(VisionDataset):
+class ImageFolder(Photos):
     """RGB photographs (3, size, size) from `root/<split>/<class>/<file>`; labels follow the alphabet of the classes.
 
     Without augmentation the shorter side is resized to `size / crop_pct` and the centre is cut out.
     Samples are ordered by the sha256 of their path, so that the first n are a fair draw from all classes.
+    Classes are those of train, where there is a train folder: a split may lack some, and has no others.
 
     Args:
         root: folder with train, val and test; a name below $LIMBECK_DATA works too.
         split: 'train', 'val' or 'test'.
         size: side of the images in pixels.
         crop_pct: share of the resized image's side that the centre crop keeps.
-        augment: `dict(scale=(0.35, 1.0), ratio=(3/4, 4/3), flip=True)`, all of them optional; None for none.
+        augment: `dict(scale=(0.35, 1.0), ratio=(3/4, 4/3), flip=True)` crops a random part, all of them optional;
+            `dict(type='ShiftFlip', pad=8, flip=True)` shifts the centre crop; None for none.
         views: augmented versions of a sample; 0 makes new ones every epoch.
         seed: of the augmentation.
         limit: takes the first samples of that order only.
-    Raises: DataMissing, CorruptFile.
+        in_memory: decode every file once, when the data set is made, and keep the pixels.
+    Raises: DataMissing, CorruptFile, ConfigError.
     """
 
     def __init__(
@@ -65,69 +101,39 @@ class ImageFolder(VisionDataset):
         views: int = 0,
         seed: int = 0,
         limit: int | None = None,
+        in_memory: bool = False,
     ) -> None:
-        self.root = find_root(root)
-        self.name = self.root.resolve().name
-        super().__init__(split, views=views, seed=seed, augment=parse_augment(CropFlip, augment))
-        if size < 1 or not 0 < crop_pct <= 1:
-            raise ConfigError(f"size is positive and crop_pct in (0, 1]; got {size} and {crop_pct}")
-        self.size = size
-        self.crop_pct = crop_pct
+        folder = self.find(root)
+        self.name = getattr(type(self), "name", None) or folder.resolve().name
+        super().__init__(
+            folder,
+            split,
+            size=size,
+            crop_pct=crop_pct,
+            augment=augment,
+            views=views,
+            seed=seed,
+            limit=limit,
+            in_memory=in_memory,
+        )
+
+    def find(self, root: Any) -> Path:
+        """The folder with train, val and test. Raises: DataMissing."""
+        return find_root(root)
+
+    def scan(self, split: str) -> Scan:
         folder = self.root / split
-        self.classes = sorted(p.name for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else []
-        files = sorted(p.relative_to(self.root).as_posix() for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
-        if not self.classes or not files:
+        own = class_names(folder)
+        names = {name: class_files(self.root, split, name) for name in own}
+        files = [file for found in names.values() for file in found]
+        if not files:
             raise DataMissing(f"{folder} has no folders of images, one for each class; name another root or split")
-        content = self._content(files)
-        files.sort(key=lambda name: hashlib.sha256(name.encode()).digest())
-        self.files = files[: check_limit(limit, len(files), self.name)]
-        index = {name: label for label, name in enumerate(self.classes)}
-        self.labels = np.array([index[name.split("/")[1]] for name in self.files], np.int64)
-        self.content_hash = sha256_json({"content": content, "split": split, "files": self.files})
-
-    def _content(self, files: list[str]) -> str:
-        """The manifest's hash, or that of every path and file; the manifest must list exactly the files found."""
-        manifest = read_manifest(self.root)
-        if not manifest:
-            return sha256_json([(name, remembered_sha256(self.root / name)) for name in files])
-        listed = {
-            name for name in manifest if name.startswith(f"{self.split}/") and Path(name).suffix.lower() in SUFFIXES
-        }
-        differ = sorted(listed.symmetric_difference(files))
-        if differ:
-            raise damaged(
-                self.root / differ[0],
-                f"MANIFEST.sha256 and the folder differ in {len(differ)} files",
-                manifest.get(differ[0]),
-            )
-        return sha256_file(self.root / "MANIFEST.sha256")
-
-    def pipeline(self) -> dict[str, Any]:
-        """Everything that decides the pixels, with the libraries that decode and resize."""
-        versions = f"pillow {PIL.__version__}, torchvision {torchvision.__version__}"
-        return super().pipeline() | {"size": self.size, "crop_pct": self.crop_pct, "decoder": versions}
-
-    def images(self, ids: np.ndarray) -> np.ndarray:
-        return np.stack([self._image(int(i)) for i in ids])
-
-    def _image(self, sample: int) -> np.ndarray:
-        path = self.root / self.files[sample]
-        try:
-            with Image.open(path) as opened:
-                pixels = torch.from_numpy(np.array(opened.convert("RGB"))).permute(2, 0, 1)
-        except (
-            UnidentifiedImageError,
-            OSError,
-            SyntaxError,
-        ) as error:  # Pillow reports some broken PNGs as SyntaxError
-            raise damaged(
-                path, f"not a whole image ({error})", read_manifest(self.root).get(self.files[sample])
-            ) from error
-        mode = InterpolationMode.BICUBIC
-        if self.augment is None:
-            side = round(self.size / self.crop_pct)
-            return TF.center_crop(TF.resize(pixels, [side], mode, antialias=True), [self.size, self.size]).numpy()
-        dice = sample_uniforms(self.seed, self.view, np.array([sample]), 4 * TRIES + 1)[0]
-        top, left, height, width = self.augment.box(*pixels.shape[1:], dice[:-1])
-        out = TF.resized_crop(pixels, top, left, height, width, [self.size, self.size], mode, antialias=True)
-        return (TF.horizontal_flip(out) if self.augment.flip and dice[-1] < 0.5 else out).numpy()
+        classes = class_names(self.root / "train") or own
+        unknown = sorted(set(own) - set(classes))
+        if unknown:
+            raise ConfigError(f"{folder} has the class folder {unknown[0]!r}, which train lacks; remove or rename it")
+        content = listed_content(self.root, split, files)
+        if content is None:
+            content = sha256_json([(name, remembered_sha256(self.root / name)) for name in sorted(files)])
+        labels = [label for label, name in enumerate(classes) for _ in names.get(name, ())]
+        return Scan(classes, files, labels, content)

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from limbeck.engine.bridges import ConvBridge
+from limbeck.engine.bridges import ConvBridge, GridBridge, PoolBridge
 from limbeck.engine.registry import METHODS
 from limbeck.engine.taps import tapped
-from limbeck.errors import ShapeMismatch
+from limbeck.errors import ConfigError, ShapeMismatch, UnknownName
 from limbeck.vision.methods.fitnet import FitNet, hint_loss
 from tests.vision.methods import conftest as common
 
@@ -137,8 +137,8 @@ def test_autocast_of_the_regressor_stays_close_to_float32() -> None:
     [
         ((2, 6, 20, 20), (2, 4, 7, 7), "exactly half the teacher's 20×20"),
         ((2, 6, 8, 8), (3, 4, 8, 8), "the same batch"),
-        ((2, 6, 8), (2, 4, 8, 8), r"a map \(B, C, H, W\) cannot be bridged to tokens"),
-        ((2, 6), (2, 4), r"a LinearBridge\(4 → 6\) would fit"),
+        ((2, 6, 8, 8), (2, 4), r"a vector \(B, D\) cannot be bridged to a map"),
+        ((2, 6, 1, 1, 1), (2, 4, 8, 8), "tap layers of the same kind"),
     ],
 )
 def test_shapes_that_cannot_be_bridged_are_named(teacher: tuple[int, ...], student: tuple[int, ...], hint: str) -> None:
@@ -146,6 +146,46 @@ def test_shapes_that_cannot_be_bridged_are_named(teacher: tuple[int, ...], stude
         connected(teacher, student)
     assert str(teacher) in str(error.value)
     assert str(student) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("teacher", "student", "bridge"),
+    [((2, 17, 6), (2, 4, 8, 8), GridBridge), ((2, 6, 8, 8), (2, 17, 4), GridBridge), ((2, 6), (2, 17, 4), PoolBridge)],
+)
+def test_regressor_crosses_families(teacher: tuple[int, ...], student: tuple[int, ...], bridge: type) -> None:
+    link = connected(teacher, student)
+    assert type(link.bridges[0]) is bridge
+    s, t = common.randn(*student).requires_grad_(), common.randn(*teacher, seed=1)
+    hint = link(common.link_inputs(s, t))["hint"]
+    patches = t[:, 1:] if len(teacher) == 3 else t  # a class token has no place in a map
+    assert hint.item() == pytest.approx(reference(common.array(link.bridges[0](s)), common.array(patches)), rel=1e-4)
+    assert torch.autograd.grad(hint, s)[0].abs().max() > 0
+
+
+def test_maps_get_the_very_regressor_that_conv_bridge_draws() -> None:
+    link = connected((2, 6, 4, 4), (2, 4, 8, 8))
+    torch.manual_seed(0)
+    expected = ConvBridge((2, 4, 8, 8), (2, 6, 4, 4)).state_dict()
+    found = link.bridges[0].state_dict()
+    assert list(found) == list(expected)
+    assert all(torch.equal(found[key], expected[key]) for key in expected)
+
+
+def test_layout_and_prefix_reach_the_bridge() -> None:
+    link = FitNet(bridge=dict(teacher_layout="nhwc", student_prefix=2))
+    link.connect([(2, 4, 4, 6)], [(2, 18, 5)])
+    s, t = common.randn(2, 18, 5), common.randn(2, 4, 4, 6, seed=1)
+    assert link.bridges[0](s).shape == t.shape
+    assert link(common.link_inputs(s, t))["hint"] > 0
+
+
+def test_bad_bridge_options_are_named() -> None:
+    with pytest.raises(UnknownName, match=r"unknown bridge option 'student_perfix' of FitNet.*'student_prefix'"):
+        FitNet(bridge=dict(student_perfix=1))
+    with pytest.raises(ConfigError, match=r"FitNet: teacher tap: layout is 'nchw' or 'nhwc'; got 'hwc'"):
+        FitNet(bridge=dict(teacher_layout="hwc")).connect([(2, 4, 4, 6)], [(2, 5, 4, 4)])
+    with pytest.raises(ShapeMismatch, match=r"student tap: 6 tokens \(2, 6, 4\) make no square grid.*prefix tokens"):
+        connected((2, 6, 8, 8), (2, 6, 4))
 
 
 def test_loss_refuses_unequal_shapes() -> None:

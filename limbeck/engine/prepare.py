@@ -1,0 +1,62 @@
+"""What links learn of the training split before the first step: labels, and the teacher's taps of every sample."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from limbeck.engine.config import RunConfig
+from limbeck.engine.distiller import Distiller, isolated_rng
+from limbeck.engine.evaluate import build_dataset, eval_loader
+from limbeck.engine.method import Method, TrainingSet
+from limbeck.errors import ConfigError
+
+
+def prepare_links(model: Distiller, config: RunConfig) -> None:
+    """Let every link with `wants_data` read the training split, without its augmentation.
+
+    A resumed run does it again, and then takes the saved buffers.
+
+    Raises: ConfigError for a data set without labels.
+    """
+    wanting = [(i, link) for i, link in enumerate(model.methods()) if link.wants_data and link.weight]
+    if not wanting:
+        return
+    plain = config.data.model_copy(deep=True)
+    if plain.train.get("augment") is not None:
+        plain.train["augment"] = None
+    dataset = build_dataset(plain, "train")
+    labels = getattr(dataset, "labels", None)
+    if labels is None:
+        raise ConfigError(
+            f"{wanting[0][1].name} needs labels by sample id, which {type(dataset).__name__} does not have"
+        )
+    for index, link in wanting:
+        data = TrainingSet(
+            labels=torch.as_tensor(labels, dtype=torch.int64),
+            classes=len(dataset.classes),
+            teacher_taps=_reader(model, link, plain, dataset),
+        )
+        with isolated_rng(model.seed, f"prepare {index}"):
+            link.prepare(data)
+
+
+def _reader(
+    model: Distiller, link: Method, plain: Any, dataset: Any
+) -> Callable[[], Iterator[tuple[list[Tensor], Tensor, Tensor]]]:
+    name = link.teachers[0]
+    taps = [teacher for teacher, _ in link.taps]
+
+    def read() -> Iterator[tuple[list[Tensor], Tensor, Tensor]]:
+        device = next(model.deploy.parameters()).device
+        for data in eval_loader(plain, "train", dataset):
+            ready = cast(dict[str, Any], model.data_preprocessor(data, False))
+            batch = model.adapter.batch(ready["inputs"], ready["data_samples"])
+            found = model.member_taps(name, batch, taps)
+            assert batch.ids is not None  # a data set with labels by id gives ids
+            yield [found[tap].to(device) for tap in taps], batch.targets, batch.ids
+
+    return read
