@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from limbeck import __version__
-from limbeck.cli import bench, data, leaderboard, run, zoo
+from limbeck.cli import bench, data, leaderboard, run, search, zoo
 
 app = typer.Typer(
     name="limbeck",
@@ -24,6 +24,7 @@ app.add_typer(data.app, name="data", help="Get data sets and say where they are.
 app.command("train")(run.train)
 app.command("demo")(bench.demo)
 app.command("reproduce")(bench.reproduce)
+app.command("search")(search.search)
 app.command("doctor")(run.doctor)
 
 

@@ -120,6 +120,7 @@ class PairConfig(_Strict):
     teacher_recipe: RecipeConfig | None = None
     teacher_data: Dict = Field(default_factory=dict, description="keys of the data config that differ for the teacher")
     teacher_tolerance: float = 0.5
+    teacher_of: str | None = Field(None, description="config of another pair, whose trained teacher is taken")
     teachers: dict[str, TeacherConfig] = Field(default_factory=dict, description="further teachers, by member name")
     cache: CacheConfig | None = None
     methods: dict[str, MethodConfig]
@@ -334,10 +335,13 @@ def teachers_of(spec: MethodConfig) -> list[str]:
 def _frozen(pair: PairConfig, member: str, trained: TrainedTeacher) -> Dict:
     if member != TEACHER and member not in pair.teachers:
         raise UnknownName("teacher", member, [TEACHER, *pair.teachers], f"in pair {pair.benchmark}/{pair.pair}")
+    model = pair.teacher if member == TEACHER else pair.teachers[member].model
+    own = bool(model.get("pretrained"))
     return dict(
         type="frozen",
-        model=pair.teacher if member == TEACHER else pair.teachers[member].model,
+        model={**model, "pretrained": False} if own and trained.weights else model,  # nothing is loaded twice
         weights=trained.weights,
+        **(dict(initial_weights=True) if own and not trained.weights else {}),
         sha256=trained.sha256,
         expected=None if trained.metric is None else {pair.metric.primary: trained.metric},
         tolerance=pair.teacher_tolerance,

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 
 from limbeck.engine.adapter import TaskAdapter
 from limbeck.engine.config import DataConfig, RunConfig, parse
+from limbeck.engine.predictions import PredictionCache
 from limbeck.engine.registry import ADAPTERS, DATASETS, METRICS, MODELS, accepted_keys
 from limbeck.engine.weights import load_into
 from limbeck.errors import ConfigError
@@ -52,6 +53,7 @@ def evaluate(
     deploy: nn.Module | None = None,
     preprocessor: nn.Module | None = None,
     teacher: nn.Module | None = None,
+    cache: PredictionCache | None = None,
 ) -> dict[str, float]:
     """The metric's values for one model over a loader.
 
@@ -59,6 +61,7 @@ def evaluate(
         deploy: the member whose preprocessing the loader's batches get; `model` unless it is a teacher.
         preprocessor: that preprocessing, where it is built already.
         teacher: adds agreement with this member, where the metric has it.
+        cache: keeps frozen members' predictions from one run of a suite to the next.
     """
     base = model if deploy is None else deploy
     preprocess = adapter.preprocessor(base) if preprocessor is None else preprocessor
@@ -68,17 +71,26 @@ def evaluate(
     for member in members:
         member.eval()
     metric.reset()
-    for data in loader:
+    kept = [None if cache is None else cache.load(member, loader) for member in members]
+    made: list[list[Any]] = [[] for _ in members]
+    for index, data in enumerate(loader):
         ready = cast(dict[str, Any], preprocess(data, False))
         batch = adapter.batch(ready["inputs"], ready["data_samples"])
-        found = [adapter.predict(m, adapter.member_inputs(batch, base, m), batch) for m in members]
+        found = [
+            adapter.predict(m, adapter.member_inputs(batch, base, m), batch) if old is None else [old[index]]
+            for m, old in zip(members, kept)
+        ]
         if len(found) == 2 and any(a is b for a, b in zip(*found)):
             raise ConfigError(
                 f"{type(adapter).__name__}.predict gave student and teacher the same objects; it must return fresh ones"
             )
         metric.update(*found)
-    for member, mode in zip(members, modes):
+        for mine, new in zip(made, found):
+            mine.append(new)
+    for member, mode, old, new in zip(members, modes, kept, made):
         member.train(mode)
+        if cache is not None and old is None and all(len(batch) == 1 for batch in new):
+            cache.save(member, loader, [batch[0] for batch in new])
     return metric.values()
 
 

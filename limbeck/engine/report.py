@@ -16,6 +16,7 @@ from limbeck.engine.config import PLAIN, RunConfig, is_teacher
 from limbeck.engine.distiller import Distiller
 from limbeck.engine.evaluate import eval_loader, evaluate
 from limbeck.engine.hooks import Facts
+from limbeck.engine.predictions import PredictionCache
 from limbeck.engine.record import (
     Cost,
     DataInfo,
@@ -52,6 +53,7 @@ class Ended:
     train: DataLoader
     val: DataLoader
     latency_ms: float | None
+    predictions: PredictionCache | None = None
 
 
 def build_record(run: Ended) -> RunRecord:
@@ -62,7 +64,7 @@ def build_record(run: Ended) -> RunRecord:
     metric = METRICS.make({"type": config.metric.type})
     common: dict[str, Any] = dict(adapter=model.adapter, preprocessor=model.data_preprocessor, deploy=model.deploy)
     teacher = next(iter(model.frozen.values()), None)  # of several, the first; the config has them all
-    metrics = evaluate(model.deploy, loader=test, metric=metric, teacher=teacher, **common)
+    metrics = evaluate(model.deploy, loader=test, metric=metric, teacher=teacher, cache=run.predictions, **common)
     per_class = metric.per_class()
     val_metrics = evaluate(model.deploy, loader=run.val, metric=metric, **common)
     members = config.model["members"]

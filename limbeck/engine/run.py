@@ -32,6 +32,7 @@ from limbeck.engine.hooks import (
     last_checkpoint,
 )
 from limbeck.engine.output import check_output, exclusive, pick_device
+from limbeck.engine.predictions import PredictionCache
 from limbeck.engine.prepare import prepare_links
 from limbeck.engine.record import RunRecord, config_hash, write_failure, write_record
 from limbeck.engine.registry import METRICS
@@ -106,6 +107,7 @@ def _train(config: RunConfig, options: RunOptions, folder: Path, device: torch.d
     model.to(device)
     prepare_links(model, config)
     val = eval_loader(config.data, "val")
+    kept = None if options.cache is None else PredictionCache(options.cache, model)
     facts = Facts()
 
     def measure(member: torch.nn.Module) -> dict[str, float]:
@@ -116,6 +118,7 @@ def _train(config: RunConfig, options: RunOptions, folder: Path, device: torch.d
             metric=METRICS.make({"type": config.metric.type}),
             deploy=model.deploy,
             preprocessor=model.data_preprocessor,
+            cache=kept,
         )
 
     keep = config.recipe.selection == "best_val"
@@ -138,7 +141,7 @@ def _train(config: RunConfig, options: RunOptions, folder: Path, device: torch.d
     metadata = {"limbeck": json.dumps(dict(id=config.id, config_hash=digest))}  # one key: safetensors shuffles several
     sha256 = save_weights(path, trained.state_dict(), metadata=metadata, dtype=getattr(torch, config.recipe.save_dtype))
     where = cost.environment(device, concurrent_jobs=options.concurrent_jobs, world_size=world)
-    ended = Ended(config, model, facts, path, sha256, peak.megabytes(), where, loader, val, options.latency_ms)
+    ended = Ended(config, model, facts, path, sha256, peak.megabytes(), where, loader, val, options.latency_ms, kept)
     record = build_record(ended)
     if options.records is not None:
         write_record(options.records, record)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from limbeck.engine.config import TEACHER, PairConfig, RunConfig, TrainedTeacher, expand
-from limbeck.engine.record import read_record, record_id, record_path
+from limbeck.engine.record import read_record, record_path
+from limbeck.engine.suite import trainer
 from limbeck.errors import ConfigError
 
 
@@ -17,7 +18,9 @@ def single_run(pair: PairConfig, method: str, seed: int, out: Path, teacher: str
     run = expand(pair, method, seed, teacher_weights=teacher)
     frozen = [m for m, cfg in run.model["members"].items() if cfg["type"] == "frozen"]
     missing = [m for m in frozen if m != TEACHER or teacher is None]
-    trained = {member: _last_trained(pair, run.method, member, out) for member in missing}
+    own = [m for m in missing if run.model["members"][m].get("initial_weights")]  # pretrained: a record is welcome only
+    found = {m: _last_trained(pair, run.method, m, out, optional=m in own) for m in missing}
+    trained = {member: teacher for member, teacher in found.items() if teacher is not None}
     main = trained.pop(TEACHER, TrainedTeacher(teacher))
     return expand(
         pair,
@@ -30,13 +33,16 @@ def single_run(pair: PairConfig, method: str, seed: int, out: Path, teacher: str
     )
 
 
-def _last_trained(pair: PairConfig, method: str, member: str, out: Path) -> TrainedTeacher:
+def _last_trained(pair: PairConfig, method: str, member: str, out: Path, *, optional: bool) -> TrainedTeacher | None:
     """The teacher of the lowest seed below `out`."""
-    name = TEACHER if member == TEACHER else f"{TEACHER}-{member}"
-    folder = record_path(out / "records", record_id(pair.benchmark, pair.pair, name, 0)).parent
+    job = trainer("", pair, member, 0)
+    name = job.method
+    folder = record_path(out / "records", job.id).parent
     records = sorted(
         (read_record(p) for p in folder.glob("seed*.json") if not p.name.endswith(".failed.json")), key=lambda r: r.seed
     )
+    if not records and optional:
+        return None
     if not records:
         raise ConfigError(
             f"method {method!r} needs a teacher and {folder} has none; "

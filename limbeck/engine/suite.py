@@ -72,8 +72,7 @@ class Job(BaseModel):
     pair: str
     method: str
     seed: int
-    teacher_seed: int | None = None
-    teachers: list[str] = Field(default_factory=list, description="frozen members that must have been trained")
+    trainers: dict[str, Job] = Field(default_factory=dict, description="the jobs of frozen members, by member")
 
     @property
     def id(self) -> str:
@@ -88,13 +87,24 @@ class Job(BaseModel):
     @property
     def teacher_ids(self) -> dict[str, str]:
         """The ids of the teachers' records that the job needs, by member."""
-        return {member: self.teacher_job(member).id for member in self.teachers}
+        return {member: job.id for member, job in self.trainers.items()}
 
-    def teacher_job(self, member: str) -> Job:
-        """The job that trains a teacher of this one."""
-        assert self.teacher_seed is not None
-        method = TEACHER if member == TEACHER else f"{TEACHER}-{member}"
-        return Job(config=self.config, benchmark=self.benchmark, pair=self.pair, method=method, seed=self.teacher_seed)
+
+def trainer(config: str, pair: PairConfig, member: str, seed: int) -> Job:
+    """The job that trains a teacher of a pair; another pair's where the pair takes that one's.
+
+    Raises: ConfigError when the other pair has another teacher.
+    """
+    if member == TEACHER and pair.teacher_of is not None:
+        config, own = pair.teacher_of, pair
+        pair = load_pair(config)
+        if pair.teacher != own.teacher:
+            raise ConfigError(
+                f"pair {own.benchmark}/{own.pair} takes the teacher of {config}, but its own teacher config differs; "
+                "make the two equal"
+            )
+    method = TEACHER if member == TEACHER else f"{TEACHER}-{member}"
+    return Job(config=config, benchmark=pair.benchmark, pair=pair.pair, method=method, seed=seed)
 
 
 def suite_folders() -> list[Path]:
@@ -170,17 +180,14 @@ def plan(suite: Suite, *, seeds: int | None = None, only: list[str] | None = Non
         chosen = (group.seeds or suite.seeds)[:seeds]
         base: dict[str, Any] = dict(config=group.config, benchmark=pair.benchmark, pair=pair.pair)
         first = chosen[0]
-        needed: dict[str, None] = {}
+        trainers = {TEACHER: trainer(group.config, pair, TEACHER, first)}
         students = []
         for seed in chosen:
             for name in [*names, *variants]:
-                frozen = _frozen_teachers(pair, name)
-                needed |= dict.fromkeys(frozen)
-                students.append(
-                    Job(**base, method=name, seed=seed, teacher_seed=first if frozen else None, teachers=frozen)
-                )
-        trainer = Job(**base, method=PLAIN, seed=first, teacher_seed=first)
-        planned = [trainer.teacher_job(member) for member in {TEACHER: None, **needed}] + students
+                frozen = {member: trainer(group.config, pair, member, first) for member in frozen_members(pair, name)}
+                trainers |= frozen
+                students.append(Job(**base, method=name, seed=seed, trainers=frozen))
+        planned = [*trainers.values(), *students]
         for job in planned:
             jobs.setdefault(job.id, job)
     for name in only or []:
@@ -189,7 +196,7 @@ def plan(suite: Suite, *, seeds: int | None = None, only: list[str] | None = Non
     return list(jobs.values())
 
 
-def _frozen_teachers(pair: PairConfig, name: str) -> list[str]:
+def frozen_members(pair: PairConfig, name: str) -> list[str]:
     """The frozen members of a method or variant."""
     if name == PLAIN:
         return []
@@ -232,7 +239,7 @@ def state(job: Job, records: Path) -> tuple[State, RunRecord | None]:
     if not path.is_file():
         return ("failed" if failure_path(records, job.id).is_file() else "missing"), None
     record = read_record(path)
-    if any(state(job.teacher_job(member), records)[0] != "done" for member in job.teachers):
+    if any(state(teacher, records)[0] != "done" for teacher in job.trainers.values()):
         return "stale", record
     current = config_hash(resolve(job, records).model_dump(mode="json"))
     return ("done" if current == record.config_hash else "stale"), record

@@ -1,4 +1,4 @@
-"""Image classifiers: CIFAR ResNets (arXiv 1512.03385), any timm model, and EfficientNet-Lite with ImageNet weights.
+"""Image classifiers: the nets of the CIFAR tables, any timm model, and EfficientNet-Lite with ImageNet weights.
 
 Every model has `normalization`, the mean and standard deviation that it wants on a [0, 1] pixel scale, and
 `input_size`, the (channels, height, width) that it is fed.
@@ -7,168 +7,45 @@ Every model has `normalization`, the mean and standard deviation that it wants o
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from limbeck.engine.registry import MODELS
 from limbeck.errors import ConfigError, UnknownName
+from limbeck.vision._cifar10_weights import read_cifar10_weights
+from limbeck.vision._cifar_mobile import CIFARVGG, CIFARMobileNetV2, CIFARShuffleNetV1, CIFARShuffleNetV2
+from limbeck.vision._cifar_models import CIFARResNet, CIFARResNet50, OptionAShortcut, WideResNet, _stage
+from limbeck.vision._cifar_net import CIFARNet, GlobalPool
+from limbeck.vision._inputs import Normalization, Stat, describe
 from limbeck.vision._lite_weights import LITE_WEIGHTS, read_lite_weights
+from limbeck.vision._search_space import DepthResNet
+from limbeck.vision._simkd_student import SimKDStudent
 
-Stat = float | Sequence[float]
-
-
-@dataclass(frozen=True, slots=True)
-class Normalization:
-    """Mean and standard deviation of each input channel, on a [0, 1] pixel scale."""
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-    def __post_init__(self) -> None:
-        if len(self.mean) != len(self.std) or not self.mean:
-            raise ConfigError(f"mean {self.mean} and std {self.std} need one value for each channel")
-        if min(self.std) <= 0:
-            raise ConfigError(f"std must be positive; got {self.std}")
-
-
-def describe(model: nn.Module, mean: Stat, std: Stat, input_size: Sequence[int]) -> nn.Module:
-    """Set `normalization` and `input_size` on a model and return it; a single number serves every channel.
-
-    Raises: ConfigError when mean, std and input_size disagree about the channels.
-    """
-    size = tuple(int(n) for n in input_size)
-    if len(size) != 3 or min(size) < 1:
-        raise ConfigError(f"input_size is (channels, height, width); got {tuple(input_size)}")
-    values = Normalization(_per_channel(mean, size[0]), _per_channel(std, size[0]))
-    if len(values.mean) != size[0]:
-        raise ConfigError(f"mean has {len(values.mean)} values, input_size {size} has {size[0]} channels")
-    model.normalization = values  # type: ignore[assignment]  # nn.Module types attributes as tensors or modules
-    model.input_size = size  # type: ignore[assignment]
-    return model
-
-
-def _per_channel(value: Stat, channels: int) -> tuple[float, ...]:
-    if isinstance(value, (int, float)):
-        return (float(value),) * channels
-    return tuple(float(v) for v in value)
-
-
-# --- CIFAR ResNets ---
-
-
-class OptionAShortcut(nn.Module):
-    """Every `stride`-th pixel, and zero channels on both sides: the shortcut without parameters (option A)."""
-
-    def __init__(self, in_chs: int, out_chs: int, stride: int) -> None:
-        super().__init__()
-        self.stride = stride
-        self.before = (out_chs - in_chs) // 2
-        self.after = out_chs - in_chs - self.before
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) to (B, C', H / stride, W / stride)."""
-        return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.before, self.after))
-
-
-class CIFARBlock(nn.Module):
-    """Basic block; `preact` is its output before the last ReLU, which the CIFAR literature taps."""
-
-    def __init__(self, in_chs: int, out_chs: int, stride: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(in_chs, out_chs, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(out_chs)
-        self.act1 = nn.ReLU()  # not in place: an in-place ReLU would overwrite a tapped batch norm
-        self.conv2 = nn.Conv2d(out_chs, out_chs, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(out_chs)
-        same = stride == 1 and in_chs == out_chs
-        self.downsample = nn.Identity() if same else OptionAShortcut(in_chs, out_chs, stride)
-        self.preact = nn.Identity()
-        self.act2 = nn.ReLU()
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) to (B, C', H / stride, W / stride)."""
-        y = self.act1(self.bn1(self.conv1(x)))
-        return self.act2(self.preact(self.bn2(self.conv2(y)) + self.downsample(x)))
-
-
-class GlobalPool(nn.Module):
-    """Mean over the positions: (B, C, H, W) to (B, C)."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x.mean((2, 3))
-
-
-@MODELS.register_module()
-class CIFARResNet(nn.Module):
-    """ResNet of 6n + 2 layers for small images (arXiv 1512.03385, section 4.2), with timm's module names.
-
-    Taps: `layer1` … `layer3` (B, w·2^i, H_i, W_i), `layerN.M.preact`, `global_pool` (B, 4w), `fc`.
-
-    Args:
-        depth: 8, 14, 20, 32, 44, 56, 110, …
-        width: channels of the first stage; the next two have twice and four times as many.
-        stem_stride: 2 halves every map, for a model that is four times as cheap.
-        mean, std: of the input on a [0, 1] scale; one number, or one for each channel.
-        input_size: (channels, height, width); 32 × 32 pixels where not given.
-    Raises: ConfigError for a depth that is not 6n + 2.
-    """
-
-    def __init__(
-        self,
-        depth: int = 20,
-        width: int = 16,
-        in_chans: int = 3,
-        num_classes: int = 10,
-        stem_stride: int = 1,
-        mean: Stat = 0.5,
-        std: Stat = 0.5,
-        input_size: Sequence[int] | None = None,
-    ) -> None:
-        super().__init__()
-        blocks, rest = divmod(depth - 2, 6)
-        if rest or blocks < 1:
-            raise ConfigError(f"depth of CIFARResNet is 6n + 2 (8, 14, 20, 32, …); got {depth}")
-        size = tuple(input_size) if input_size is not None else (in_chans, 32, 32)
-        if size[0] != in_chans:
-            raise ConfigError(f"input_size {size} has {size[0]} channels, in_chans is {in_chans}")
-        describe(self, mean, std, size)
-        self.num_classes = num_classes
-        self.num_features = 4 * width
-        self.conv1 = nn.Conv2d(in_chans, width, 3, stem_stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
-        self.act1 = nn.ReLU()
-        self.layer1 = _stage(width, width, blocks, 1)
-        self.layer2 = _stage(width, 2 * width, blocks, 2)
-        self.layer3 = _stage(2 * width, 4 * width, blocks, 2)
-        self.global_pool = GlobalPool()
-        self.fc = nn.Linear(4 * width, num_classes)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-
-    def forward_features(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) to the last map (B, 4w, H / 4, W / 4)."""
-        x = self.act1(self.bn1(self.conv1(x)))
-        return self.layer3(self.layer2(self.layer1(x)))
-
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """The last map to logits (B, classes), or to the pooled feature (B, 4w)."""
-        pooled = self.global_pool(x)
-        return pooled if pre_logits else self.fc(pooled)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) to logits (B, classes)."""
-        return self.forward_head(self.forward_features(x))
-
-
-def _stage(in_chs: int, out_chs: int, blocks: int, stride: int) -> nn.Sequential:
-    return nn.Sequential(
-        *(CIFARBlock(in_chs if i == 0 else out_chs, out_chs, stride if i == 0 else 1) for i in range(blocks))
-    )
+__all__ = [
+    "CIFARVGG",
+    "CIFAR10ResNet",
+    "CIFARMobileNetV2",
+    "CIFARNet",
+    "CIFARResNet",
+    "CIFARResNet50",
+    "CIFARShuffleNetV1",
+    "CIFARShuffleNetV2",
+    "DepthResNet",
+    "EfficientNetLite",
+    "GlobalPool",
+    "MLPMixer",
+    "Normalization",
+    "OptionAShortcut",
+    "SimKDStudent",
+    "Stat",
+    "WideResNet",
+    "_stage",
+    "convert_akamaster_keys",
+    "describe",
+    "timm_model",
+]
 
 
 def convert_akamaster_keys(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -180,6 +57,27 @@ def convert_akamaster_keys(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for name in [n for n in converted if n.endswith(".running_mean")]:
         converted.setdefault(name.replace("running_mean", "num_batches_tracked"), torch.tensor(0))
     return converted
+
+
+@MODELS.register_module()
+def CIFAR10ResNet(depth: int = 56, pretrained: bool = True, num_classes: int = 10, **kwargs: Any) -> CIFARResNet:  # noqa: N802
+    """`CIFARResNet` of width 16 with weights trained on CIFAR-10's original pixels; 3 × 32 × 32, their normalisation.
+
+    Args:
+        depth: 20, 32, 44 or 56.
+        pretrained: False builds the architecture alone, for weights that are loaded afterwards.
+        num_classes: with other than 10 the classifier is new.
+        kwargs: `mean` and `std`, where not those that the weights were trained with.
+    Raises: ConfigError for another depth; DataMissing; CorruptFile.
+    """
+    model = CIFARResNet(
+        depth=depth, num_classes=num_classes, **{"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), **kwargs}
+    )
+    if pretrained:
+        state = convert_akamaster_keys(read_cifar10_weights(depth))
+        own = model.state_dict()
+        model.load_state_dict({k: v if v.shape == own[k].shape else own[k] for k, v in state.items()})
+    return model
 
 
 # --- timm ---
@@ -228,6 +126,31 @@ def timm_model(
 
 def _fit_channels(values: Sequence[float], channels: int) -> Stat:
     return tuple(values) if len(values) == channels else sum(values) / len(values)
+
+
+@MODELS.register_module()
+def MLPMixer(  # noqa: N802 - configs name it as a class
+    img_size: int = 32,
+    patch_size: int = 4,
+    num_blocks: int = 4,
+    embed_dim: int = 96,
+    num_classes: int = 10,
+    in_chans: int = 3,
+    mean: Stat = 0.5,
+    std: Stat = 0.5,
+) -> nn.Module:
+    """timm's MLP-Mixer (arXiv 2105.01601) of any size, which its named ones do not allow; the default is for 32 pixels.
+
+    Taps: `blocks.N` and `norm` (B, (img_size / patch_size)², embed_dim), `head`.
+
+    Raises: ConfigError for a patch that does not divide the image.
+    """
+    from timm.models.mlp_mixer import MlpMixer
+
+    if patch_size < 1 or img_size % patch_size:
+        raise ConfigError(f"patch_size of MLPMixer divides img_size {img_size}; got {patch_size}")
+    model = MlpMixer(num_classes, img_size, in_chans, patch_size, num_blocks, embed_dim)
+    return describe(model, mean, std, (in_chans, img_size, img_size))
 
 
 # --- EfficientNet-Lite ---

@@ -76,7 +76,7 @@ def test_linked_jobs_name_their_teacher_and_others_none(tmp_path):
 
 def test_method_without_links_needs_no_teacher(tmp_path):
     jobs = plan(suite_of(write_pair(tmp_path, methods={"Alone": {"task_weight": 0.5}})))
-    assert all(j.teacher_seed is None for j in jobs)
+    assert all(not j.trainers for j in jobs)
 
 
 def test_seeds_takes_the_first(tmp_path):

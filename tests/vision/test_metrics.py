@@ -47,6 +47,66 @@ def test_perfect_predictions():
     assert found == pytest.approx({"top1": 100.0, "nll": 0.0, "ece": 0.0}, abs=1e-9)
 
 
+# --- expected calibration error ---
+
+
+def with_confidence(confidence: np.ndarray, right: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+    """Two-class logits whose first class, always the predicted one, has these probabilities (> 0.5)."""
+    p = torch.from_numpy(confidence).double()
+    logits = torch.stack([p.log(), (1 - p).log()], dim=1)
+    return logits, torch.from_numpy(np.where(right, 0, 1))
+
+
+def ece(logits: torch.Tensor, labels: torch.Tensor, **options: int) -> float:
+    return classification_metrics(logits, labels, **options)["ece"]
+
+
+def test_ece_has_fifteen_bins_of_equal_width_unless_asked():
+    # Bin 13 of 15 is [0.8, 0.8667). Both pairs cancel inside one bin and not across two.
+    right = np.array([True, False])
+    inside, across = np.array([0.81, 0.86]), np.array([0.86, 0.88])
+    assert ece(*with_confidence(inside, right)) == pytest.approx(abs(1 - 0.81 - 0.86) / 2)
+    assert ece(*with_confidence(across, right)) == pytest.approx((1 - 0.86 + 0.88) / 2)
+    assert ece(*with_confidence(across, right), num_bins=10) == pytest.approx(abs(1 - 0.86 - 0.88) / 2)
+    # Equally filled bins would split the first pair; equally wide ones do not care how full they are.
+    many = np.concatenate([inside] * 50 + [np.array([0.99])])
+    assert ece(*with_confidence(many, np.array([True, False] * 50 + [True]))) == pytest.approx(
+        (50 * abs(1 - 0.81 - 0.86) + 0.01) / 101
+    )
+
+
+def test_ece_of_calibrated_predictions_is_nearly_zero():
+    rng = np.random.default_rng(0)
+    confidence = rng.uniform(0.5, 1.0, 100_000)
+    right = rng.uniform(size=100_000) < confidence
+    assert ece(*with_confidence(confidence, right)) < 0.01
+    over = 0.5 + (confidence - 0.5) ** 0.25 / 2**0.75  # surer than right
+    assert ece(*with_confidence(over, right)) > 0.1
+
+
+@pytest.mark.parametrize(("share", "expected"), [(1.0, 0.0), (0.5, 0.5), (0.0, 1.0)])
+def test_ece_of_certain_predictions_is_their_share_of_errors(share, expected):
+    labels = (torch.arange(100) >= 100 * share).long()
+    certain = torch.tensor([[1000.0, 0.0, 0.0]]).repeat(100, 1)
+    assert ece(certain, labels) == pytest.approx(expected, abs=1e-6)
+
+
+def test_ece_of_a_constant_guess_is_its_distance_from_the_hit_rate():
+    logits = torch.tensor([[2.0, 1.0, 0.0]]).repeat(40, 1)
+    labels = torch.tensor([0] * 30 + [1] * 10)
+    assert ece(logits, labels) == pytest.approx(abs(0.75 - float(logits[0].softmax(0)[0])), abs=1e-6)
+
+
+def test_ece_sees_neither_shift_nor_order():
+    logits, labels = sample()
+    order = torch.randperm(500, generator=torch.Generator().manual_seed(1))
+    expected = ece(logits, labels)
+    assert ece(logits[order], labels[order]) == pytest.approx(expected, abs=1e-6)
+    assert ece(logits + torch.linspace(-9, 9, 500).unsqueeze(1), labels) == pytest.approx(expected, abs=1e-6)
+    assert ece(logits.repeat(3, 1), labels.repeat(3)) == pytest.approx(expected, abs=1e-6)
+    assert ece(3 * logits, labels) != pytest.approx(expected, abs=1e-2)
+
+
 def test_agreement_is_the_share_of_equal_predictions():
     logits, labels = sample()
     teacher = logits.clone()

@@ -167,6 +167,24 @@ def test_timm_unknown_argument_is_a_config_error():
         MODELS.make({"type": "timm", "model": "resnet18", "patch_sise": 4})
 
 
+def test_mixer_of_any_size_has_the_taps_of_timms():
+    model = MODELS.make(
+        {"type": "MLPMixer", "img_size": 28, "patch_size": 4, "num_blocks": 2, "embed_dim": 32, "in_chans": 1}
+    )
+    with tapped(model, ["blocks.0", "blocks.1", "norm", "head"]) as found:
+        logits = model(torch.randn(2, 1, 28, 28))
+    assert [tuple(found[n].shape) for n in ("blocks.0", "blocks.1", "norm")] == [(2, 49, 32)] * 3
+    assert torch.equal(logits, found["head"])
+    assert (tuple(logits.shape), model.input_size) == ((2, 10), (1, 28, 28))
+    tokens, channels = 2 * (49 * 16) + 16 + 49, 2 * (32 * 128) + 128 + 32  # MLPs of half and four times the width
+    assert count(model) == (16 * 32 + 32) + 2 * (tokens + channels + 4 * 32) + 2 * 32 + (32 * 10 + 10)
+
+
+def test_mixer_refuses_a_patch_that_does_not_divide_the_image():
+    with pytest.raises(ConfigError, match="patch_size"):
+        MODELS.make({"type": "MLPMixer", "img_size": 30, "patch_size": 4})
+
+
 # --- EfficientNet-Lite ---
 
 

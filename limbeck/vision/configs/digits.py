@@ -1,5 +1,7 @@
 """Handwritten digits, 8×8: a ResNet-20 teaches a ResNet-8 of a quarter of its width. The smallest real benchmark."""
 
+from limbeck.vision.configs._base_.one_family import methods as _shared
+
 task = "image-classification"
 benchmark = "digits"
 benchmark_version = 1
@@ -26,16 +28,11 @@ recipe = dict(
 )
 teacher_recipe = dict(recipe, epochs=20)
 
-# Weights: the authors', times the factor that did best on validation (benchmarks/selection/digits.json).
 methods = dict(
-    KD=dict(task_weight=0.1, links=[dict(type="KD", weight=0.9, temperature=4.0)]),
-    DKD=dict(
-        links=[
-            dict(type="DKD", weight=1.0, alpha=1.0, beta=8.0, temperature=4.0, schedule=dict(type="warmup", end=0.1))
-        ]
+    **_shared,
+    SimKD=dict(
+        task_weight=0.0,
+        student=dict(type="SimKDStudent", student=student, teacher_channels=64),
+        links=[dict(type="SimKD", weight=1.0)],
     ),
-    DIST=dict(links=[dict(type="DIST", weight=0.2, temperature=4.0)]),
-    FitNet=dict(links=[dict(type="FitNet", weight=1.0)]),
-    AT=dict(links=[dict(type="AT", weight=1.0)]),
-    SPKD=dict(links=[dict(type="SPKD", weight=300.0)]),
 )

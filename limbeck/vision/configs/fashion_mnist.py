@@ -4,6 +4,8 @@ The student sees 10,000 of the 55,000 training images, so that 36 runs fit into 
 30,000. Pixels are not augmented, so the teacher's taps are computed once and cached.
 """
 
+from limbeck.vision.configs._base_.one_family import methods as _shared
+
 task = "image-classification"
 benchmark = "fashion-mnist"
 benchmark_version = 1
@@ -32,16 +34,11 @@ recipe = dict(
 teacher_recipe = dict(recipe, epochs=5)
 cache = dict(dtype="float16")
 
-# Weights: chosen on the validation split of digits (benchmarks/selection/digits.json) and carried over untouched.
 methods = dict(
-    KD=dict(task_weight=0.1, links=[dict(type="KD", weight=0.9, temperature=4.0)]),
-    DKD=dict(
-        links=[
-            dict(type="DKD", weight=1.0, alpha=1.0, beta=8.0, temperature=4.0, schedule=dict(type="warmup", end=0.1))
-        ]
+    **_shared,
+    SimKD=dict(
+        task_weight=0.0,
+        student=dict(type="SimKDStudent", student=student, teacher_channels=64),
+        links=[dict(type="SimKD", weight=1.0)],
     ),
-    DIST=dict(links=[dict(type="DIST", weight=0.2, temperature=4.0)]),
-    FitNet=dict(links=[dict(type="FitNet", weight=1.0)]),
-    AT=dict(links=[dict(type="AT", weight=1.0)]),
-    SPKD=dict(links=[dict(type="SPKD", weight=300.0)]),
 )

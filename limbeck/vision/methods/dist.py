@@ -9,7 +9,7 @@ from torch import Tensor
 
 from limbeck.engine.method import LinkInputs, Method, Shapes
 from limbeck.engine.registry import METHODS
-from limbeck.vision.methods.kd import check_logits, check_temperature
+from limbeck.vision.methods.kd import check_logits, check_temperature, logit_pairs
 
 
 def dist_loss(
@@ -90,6 +90,8 @@ class DIST(Method):
     Args:
         beta, gamma: factors on the terms "inter" and "intra".
         temperature: T > 0.
+        standardise: bring the logits of each sample or pixel, of both sides, to mean 0 and deviation 1 first (arXiv
+            2403.01427; that paper does not combine it with DIST).
         weight: factor on both.
         kwargs: see `Method`.
     Raises: ConfigError for a temperature that is not positive.
@@ -103,12 +105,14 @@ class DIST(Method):
         beta: float = 1.0,
         gamma: float = 1.0,
         temperature: float = 4.0,
+        standardise: bool = False,
         weight: float = 2.0,
         **kwargs: Any,
     ) -> None:
         super().__init__(weight=weight, **kwargs)
         self.beta, self.gamma = float(beta), float(gamma)
         self.temperature = check_temperature("DIST", temperature)
+        self.standardise = standardise
 
     def connect(self, teacher_shapes: Shapes, student_shapes: Shapes) -> None:
         for teacher, student in zip(teacher_shapes, student_shapes, strict=True):
@@ -116,6 +120,6 @@ class DIST(Method):
 
     def forward(self, batch: LinkInputs) -> dict[str, Tensor]:
         options = {"beta": self.beta, "gamma": self.gamma, "temperature": self.temperature}
-        found = [dist_terms(s, t, **options) for s, t in zip(batch.student, batch.teacher, strict=True)]
+        found = [dist_terms(s, t, **options) for s, t in logit_pairs(batch, standardise=self.standardise)]
         names = {name: None for terms in found for name in terms}
         return {name: torch.stack([terms[name] for terms in found if name in terms]).sum() for name in names}

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from limbeck.engine.method import LinkInputs, Method, Shapes
 from limbeck.engine.registry import METHODS
-from limbeck.errors import ShapeMismatch
-from limbeck.vision.methods.kd import check_logits, check_temperature
+from limbeck.vision.methods.kd import check_labels, check_logits, check_temperature, logit_pairs
 
 
 def dkd_loss(
@@ -59,7 +58,7 @@ def dkd_terms(student: Tensor, teacher: Tensor, *, labels: Tensor, temperature: 
     (True, 0.0)
     """
     check_logits("DKD", tuple(teacher.shape), tuple(student.shape))
-    _check_labels(tuple(student.shape), labels)
+    check_labels("DKD", labels, batch=len(student), classes=student.shape[1])
     z_s, z_t = student.float() / temperature, teacher.detach().float() / temperature
     labels = labels.long().unsqueeze(1)
     # Column indices (B, C − 1) that jump over the target; a boolean mask would make a GPU wait for its count.
@@ -80,16 +79,6 @@ def _kl(log_q: Tensor, log_p: Tensor) -> Tensor:
     return F.kl_div(log_q, log_p, log_target=True, reduction="batchmean")
 
 
-def _check_labels(logits: tuple[int, ...], labels: Tensor) -> None:
-    if logits[1] < 2:
-        raise ShapeMismatch(f"DKD: logits {logits} have no class besides the target; two classes or more would fit")
-    if tuple(labels.shape) != logits[:1] or labels.is_floating_point():
-        raise ShapeMismatch(
-            f"DKD: labels {tuple(labels.shape)} of {labels.dtype} do not fit logits {logits}; "
-            f"integer classes ({logits[0]},) would (mixed or smoothed targets have no single target class)"
-        )
-
-
 @METHODS.register_module()
 class DKD(Method):
     """Decoupled soft targets: taps the logits of both sides, (B, C) with the same C, and reads the labels.
@@ -97,11 +86,13 @@ class DKD(Method):
     The official trainer ramps the weight, min(epoch / 20, 1) on CIFAR-100 and 1 epoch on ImageNet: set
     `schedule=dict(type='epochs', warmup_epochs=20, total_epochs=240)`. Cross entropy keeps weight 1. β by pair: 2 for
     ResNet-56 → 20 and 110 → 32, 6 for the WRN and VGG pairs, 8 for ResNet-32x4 → * and ResNet-50 → MobileNetV2; on
-    ImageNet, T = 1, 0.5 for ResNet-34 → 18 and 2 for ResNet-50 → MobileNetV1.
+    ImageNet, T = 1, 0.5 for ResNet-34 → 18 and 2 for ResNet-50 → MobileNetV1. With logit standardisation (arXiv
+    2403.01427) α and β are both 9 times as large and T = 2: `weight=9.0`, cross entropy still at weight 1.
 
     Args:
         alpha, beta: factors on the target and the non-target part.
         temperature: T > 0.
+        standardise: bring each sample's logits, of both sides, to mean 0 and deviation 1 first.
         weight: factor on the term "dkd".
         kwargs: see `Method`.
     Raises: ConfigError for a temperature that is not positive.
@@ -115,12 +106,14 @@ class DKD(Method):
         alpha: float = 1.0,
         beta: float = 8.0,
         temperature: float = 4.0,
+        standardise: bool = False,
         weight: float = 1.0,
         **kwargs: Any,
     ) -> None:
         super().__init__(weight=weight, **kwargs)
         self.alpha, self.beta = float(alpha), float(beta)
         self.temperature = check_temperature("DKD", temperature)
+        self.standardise = standardise
 
     def connect(self, teacher_shapes: Shapes, student_shapes: Shapes) -> None:
         for teacher, student in zip(teacher_shapes, student_shapes, strict=True):
@@ -128,5 +121,5 @@ class DKD(Method):
 
     def forward(self, batch: LinkInputs) -> dict[str, Tensor]:
         options = {"labels": batch.targets, "alpha": self.alpha, "beta": self.beta, "temperature": self.temperature}
-        pairs = zip(batch.student, batch.teacher, strict=True)
+        pairs = logit_pairs(batch, standardise=self.standardise)
         return {"dkd": torch.stack([dkd_loss(s, t, **options) for s, t in pairs]).sum()}

@@ -172,6 +172,8 @@ def test_autocast_keeps_float32_inside(dtype: torch.dtype) -> None:
         ((5, 7, 4, 8), (5, 7, 2, 4), "student logits of the teacher's 4×8"),
         ((5, 7, 4, 8), (5, 7), r"tap logits \(B, C\) or \(B, C, H, W\)"),
         ((5, 9, 7), (5, 9, 7), r"tap logits \(B, C\) or \(B, C, H, W\)"),
+        ((5, 1), (5, 1), "two or more would fit"),
+        ((5, 1, 4, 8), (5, 1, 4, 8), "two or more would fit"),
     ],
 )
 def test_shapes_that_do_not_fit_are_named(teacher: tuple[int, ...], student: tuple[int, ...], hint: str) -> None:
@@ -211,3 +213,22 @@ def test_registry_builds_it_and_refuses_typos() -> None:
 def test_temperature_must_be_positive() -> None:
     with pytest.raises(ConfigError, match="DIST needs temperature > 0; got -4"):
         DIST(temperature=-4.0)
+
+
+@pytest.mark.parametrize("shape", [(5, 7), (2, 7, 3, 2)])
+def test_standardised_link_is_the_loss_of_standardised_logits(shape: tuple[int, ...]) -> None:
+    student, teacher = example(*shape)
+    z_s, z_t = (
+        (z - z.mean(1, keepdims=True)) / z.std(1, ddof=1, keepdims=True) for z in map(common.array, (student, teacher))
+    )
+    rows = [np.moveaxis(z, 1, -1).reshape(-1, 7) for z in (z_s, z_t)]
+    link = METHODS.make({"type": "DIST", "standardise": True, "temperature": 1.0})
+    terms = link(common.link_inputs(student, teacher))
+    assert sum(terms.values()).item() == pytest.approx(reference(*rows, temperature=1.0), rel=1e-4)
+    moved = link(common.link_inputs(3.0 * student - 1.0, 0.5 * teacher + 2.0))
+    torch.testing.assert_close(moved, terms, rtol=1e-4, atol=1e-5)
+
+
+def test_default_link_is_the_unstandardised_loss_bit_for_bit() -> None:
+    student, teacher = example(5, 7)
+    assert DIST()(common.link_inputs(student, teacher)) == dist_terms(student, teacher)

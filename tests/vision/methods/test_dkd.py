@@ -181,12 +181,20 @@ def test_logits_that_do_not_fit_are_named(teacher: tuple[int, ...], student: tup
 
 @pytest.mark.parametrize("labels", [LABELS[:4], torch.full((5, 7), 1 / 7), torch.zeros(5)])
 def test_labels_that_do_not_fit_are_named(labels: Tensor) -> None:
-    with pytest.raises(ShapeMismatch, match=r"DKD: labels .* do not fit logits \(5, 7\); integer classes \(5,\) would"):
+    with pytest.raises(ShapeMismatch, match=r"DKD: labels .* do not fit a batch of 5; integer classes \(5,\) would"):
         dkd_loss(*example(), labels=labels)
 
 
+@pytest.mark.parametrize("label", [-1, 7])
+def test_labels_out_of_range_are_named(label: int) -> None:
+    with pytest.raises(ShapeMismatch, match=f"DKD: label {label} is not in 0 to 6"):
+        dkd_loss(*example(), labels=torch.tensor([0, 1, label, 2, 3]))
+
+
 def test_one_class_is_refused() -> None:
-    with pytest.raises(ShapeMismatch, match=r"logits \(5, 1\) have no class besides the target"):
+    with pytest.raises(ShapeMismatch, match=r"DKD: teacher logits \(5, 1\) .* two or more would fit"):
+        DKD().connect([(5, 1)], [(5, 1)])
+    with pytest.raises(ShapeMismatch, match=r"DKD: teacher logits \(5, 1\) .* two or more would fit"):
         dkd_loss(torch.zeros(5, 1), torch.zeros(5, 1), labels=torch.zeros(5, dtype=torch.long))
 
 
@@ -217,3 +225,22 @@ def test_registry_builds_it_and_refuses_typos() -> None:
 def test_temperature_must_be_positive() -> None:
     with pytest.raises(ConfigError, match="DKD needs temperature > 0; got 0"):
         DKD(temperature=0)
+
+
+def test_standardised_link_is_the_loss_of_standardised_logits() -> None:
+    student, teacher = example()
+    z_s, z_t = (
+        (z - z.mean(1, keepdims=True)) / z.std(1, ddof=1, keepdims=True) for z in map(common.array, (student, teacher))
+    )
+    target, others = reference_terms(z_s, z_t, LABELS.tolist(), 2.0)
+    link = METHODS.make({"type": "DKD", "standardise": True, "beta": 6.0, "temperature": 2.0})
+    found = link(common.link_inputs(student, teacher, LABELS))["dkd"]
+    assert found.item() == pytest.approx(target + 6.0 * others, rel=1e-5)
+    moved = link(common.link_inputs(3.0 * student - 1.0, 0.5 * teacher + 2.0, LABELS))["dkd"]
+    torch.testing.assert_close(moved, found, rtol=1e-4, atol=1e-6)
+
+
+def test_default_link_is_the_unstandardised_loss_bit_for_bit() -> None:
+    student, teacher = example()
+    found = DKD()(common.link_inputs(student, teacher, LABELS))["dkd"]
+    assert torch.equal(found, dkd_loss(student, teacher, labels=LABELS))

@@ -13,7 +13,7 @@ from hypothesis.extra import numpy as hnp
 
 from limbeck.engine.registry import METHODS
 from limbeck.errors import ConfigError, ShapeMismatch
-from limbeck.vision.methods.kd import KD, kd_loss
+from limbeck.vision.methods.kd import KD, check_labels, kd_loss
 from tests.vision.methods import conftest as common
 
 LOGITS = hnp.arrays(np.float32, (3, 4), elements=st.floats(-20, 20, width=32))
@@ -114,6 +114,7 @@ def test_certain_logits_stay_finite() -> None:
         ((4, 10), (5, 10), "the same batch"),
         ((4, 10, 8, 8), (4, 10), r"tap logits \(B, C\)"),
         ((4, 10, 8, 8), (4, 10, 8, 8), r"tap logits \(B, C\)"),
+        ((4, 1), (4, 1), "two or more would fit"),
     ],
 )
 def test_shapes_that_do_not_fit_are_named(teacher: tuple[int, ...], student: tuple[int, ...], hint: str) -> None:
@@ -144,6 +145,8 @@ def test_link_adds_the_losses_of_several_heads() -> None:
 def test_registry_builds_it_and_refuses_typos() -> None:
     common.check_registered("KD", KD, weight=0.9, typo="temprature", meant="temperature", temperature=1.0)
     assert KD().temperature == 4.0
+    assert KD().standardise is False
+    assert METHODS.make({"type": "KD", "standardise": True}).standardise is True
     assert KD().taps == [("logits", "logits")]
 
 
@@ -151,3 +154,37 @@ def test_registry_builds_it_and_refuses_typos() -> None:
 def test_temperature_must_be_positive(temperature: float) -> None:
     with pytest.raises(ConfigError, match=f"KD needs temperature > 0; got {temperature}"):
         KD(temperature=temperature)
+
+
+def test_standardised_link_is_the_loss_of_standardised_logits() -> None:
+    student, teacher = common.randn(4, 5, seed=0, scale=3), common.randn(4, 5, seed=1, scale=3)
+    z_s, z_t = (
+        (z - z.mean(1, keepdims=True)) / z.std(1, ddof=1, keepdims=True) for z in map(common.array, (student, teacher))
+    )
+    found = KD(standardise=True, temperature=2.0)(common.link_inputs(student, teacher))["kl"]
+    assert found.item() == pytest.approx(reference(z_s, z_t, 2.0), rel=1e-5)
+    assert not torch.isclose(found, kd_loss(student, teacher, temperature=2.0))
+
+
+def test_standardised_link_sees_neither_scale_nor_shift() -> None:
+    link = KD(standardise=True, temperature=2.0)
+    student, teacher = common.randn(4, 5, seed=0), common.randn(4, 5, seed=1)
+    scale, shift = torch.tensor([[0.2], [1.0], [3.0], [9.0]]), torch.tensor([[5.0], [-2.0], [0.0], [1.0]])
+    expected = link(common.link_inputs(student, teacher))["kl"]
+    for s, t in ((scale * student + shift, teacher), (student, scale * teacher + shift)):
+        torch.testing.assert_close(link(common.link_inputs(s, t))["kl"], expected, rtol=1e-4, atol=1e-6)
+    equal = link(common.link_inputs(scale * teacher + shift, teacher))["kl"]
+    assert abs(equal.item()) < 1e-5
+    assert kd_loss(scale * teacher + shift, teacher, temperature=2.0) > 0.1
+
+
+def test_default_link_is_the_unstandardised_loss_bit_for_bit() -> None:
+    student, teacher = common.randn(4, 5, seed=0, scale=3), common.randn(4, 5, seed=1, scale=3)
+    assert torch.equal(KD()(common.link_inputs(student, teacher))["kl"], kd_loss(student, teacher))
+
+
+def test_labels_are_in_range() -> None:
+    check_labels("KD", torch.tensor([0, 4, 2]), batch=3, classes=5)
+    for wrong in (-1, 5):
+        with pytest.raises(ShapeMismatch, match=f"KD: label {wrong} is not in 0 to 4"):
+            check_labels("KD", torch.tensor([0, wrong, 2]), batch=3, classes=5)
