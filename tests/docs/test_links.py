@@ -137,7 +137,7 @@ def test_numbers_page_has_the_values_of_the_selection() -> None:
         best = list(chosen["validation"]).index(str(chosen["factor"]))
         assert [v.startswith("**") for v in values] == [i == best for i in range(len(values))]
         assert float(published) * chosen["factor"] == pytest.approx(float(taken))
-        assert methods[name].links[0]["weight"] == pytest.approx(float(taken))
+        assert methods[name].links[-1]["weight"] == pytest.approx(float(taken))
 
 
 def test_citation_has_the_version() -> None:
