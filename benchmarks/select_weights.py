@@ -35,7 +35,8 @@ def scaled(pair: PairConfig, method: str, factor: float) -> PairConfig:
 
     copy = pair.model_copy(deep=True)
     link = copy.methods[method].links[-1]
-    weight = AUTHORS.get(method, signature(METHODS.lookup(link["type"])).parameters["weight"].default)
+    default = signature(METHODS.lookup(link["type"])).parameters["weight"].default
+    weight = AUTHORS[method] if method in AUTHORS else default
     link["weight"] = factor * weight
     return copy
 

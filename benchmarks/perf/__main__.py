@@ -2,10 +2,12 @@
 
     python -m benchmarks.perf                 all, into out/perf.json
     python -m benchmarks.perf step cache      only these
+    python -m benchmarks.perf methods         not among "all": some minutes
 
 step    KD step ÷ (plain student step + teacher forward), ResNet pair at 64 px, whole loop included
 cache   step with a warm teacher cache ÷ plain student step, random crops and flips included
 memory  peak memory ÷ (student training + teacher weights + tapped tensors)
+methods every method's step ÷ (plain student step + its teachers' forwards), and its peak memory ÷ plain's
 start   heavy modules that `limbeck --help` and `import limbeck` load, and their CPU seconds
 """
 
@@ -21,7 +23,6 @@ from typing import Annotated, Any
 
 import typer
 
-WARMUP = 5
 HEAVY = ("torch", "torchvision", "timm", "mmengine", "mmcv", "numpy", "scipy", "sklearn", "plotly", "ray")
 
 
@@ -73,6 +74,26 @@ def memory(rounds: int) -> dict[str, Any]:
     return {"peak ÷ plain peak + teacher + taps": _summary(ratios)}
 
 
+def methods(rounds: int) -> dict[str, Any]:
+    """Step and memory of every method, each beside plain and teacher steps of the same round."""
+    from benchmarks.perf.loops import every_method, pair, round_of_methods, teacher_weights
+    from limbeck.engine.config import expand, teachers_of
+
+    config = every_method(pair(samples=1280))
+    steps: dict[str, list[float]] = {name: [] for name in config.methods}
+    with tempfile.TemporaryDirectory() as folder:
+        weights = teacher_weights(config, Path(folder))
+        for index in range(rounds):
+            found = round_of_methods(config, weights, Path(folder) / str(index))
+            for name in config.methods:
+                read = teachers_of(config.methods[name])
+                frozen = [m for m in read if expand(config, name, 0).model["members"][m]["type"] == "frozen"]
+                steps[name].append(found[name] / (found["plain"] + len(frozen) * found["teacher"]))
+    plain = _child("plain")["peak"]
+    peaks = {name: _child(name)["peak"] / plain for name in config.methods}
+    return {name: {"step": _summary(steps[name]), "memory": round(peaks[name], 4)} for name in config.methods}
+
+
 def start(rounds: int) -> dict[str, Any]:
     """(d) What is loaded, and user + system seconds."""
     code = {
@@ -98,6 +119,8 @@ def _child(case: str) -> dict[str, float]:
 
 
 def _typical(times: list[float]) -> float:
+    from benchmarks.perf.loops import WARMUP
+
     return median(times[WARMUP:])
 
 
@@ -108,7 +131,9 @@ def _summary(values: list[float]) -> dict[str, float]:
 
 
 def main(
-    what: Annotated[list[str] | None, typer.Argument(help="step, cache, memory, start; all by default.")] = None,
+    what: Annotated[
+        list[str] | None, typer.Argument(help="step, cache, memory, methods, start; all but methods by default.")
+    ] = None,
     rounds: Annotated[int, typer.Option(help="Repetitions; the median counts.")] = 5,
     out: Path = Path("out/perf.json"),
 ) -> None:
@@ -116,9 +141,9 @@ def main(
 
     Example: python -m benchmarks.perf step --rounds 7
     """
-    cases = dict(step=step, cache=cache, memory=memory, start=start)
+    cases = dict(step=step, cache=cache, memory=memory, methods=methods, start=start)
     found = {}
-    for name in what or list(cases):
+    for name in what or [c for c in cases if c != "methods"]:
         if name not in cases:
             raise typer.BadParameter(f"{name!r} is none of {', '.join(cases)}")
         found[name] = cases[name](rounds)

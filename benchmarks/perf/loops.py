@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from itertools import pairwise
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 from limbeck.engine import hooks
-from limbeck.engine.config import PairConfig, expand
+from limbeck.engine.config import MethodConfig, PairConfig, TeacherConfig, TrainedTeacher, expand, load_pair
 from limbeck.engine.registry import DATASETS, MODELS
 from limbeck.engine.run import RunOptions, execute, train_loader
 from limbeck.engine.weights import save_weights
@@ -19,6 +20,7 @@ from limbeck.vision.data.base import ArrayDataset
 from limbeck.vision.methods.kd import kd_loss
 
 hooks.REPORT_SECONDS = 0.0  # every step
+WARMUP = 5
 
 
 @DATASETS.register_module()
@@ -30,7 +32,7 @@ class RandomImages(ArrayDataset):
     def __init__(self, split: str = "train", *, samples: int, size: int, views: int = 0, seed: int = 0) -> None:
         generator = np.random.default_rng(0)
         pixels = generator.integers(0, 256, (samples, 3, size, size), dtype=np.uint8)
-        labels = generator.integers(0, 100, samples)
+        labels = generator.permutation(samples) % 100  # every class, where there are samples enough
         self.classes = [str(n) for n in range(100)]
         super().__init__(split, pixels, labels, augment=dict(pad=4, flip=True), views=views, seed=seed, limit=None)
 
@@ -58,6 +60,31 @@ def pair(
     )
 
 
+def every_method(config: PairConfig) -> PairConfig:
+    """The pair with every method that the package has, each with the links that the suites give it."""
+    small = load_pair("vision/fashion_mnist").methods
+    methods = {name: spec.model_copy(deep=True) for name, spec in small.items()}
+    methods["SimKD"].student = dict(type="SimKDStudent", student=config.student, teacher_channels=64, num_classes=100)
+    two = ["teacher", "second"]
+    links = dict(
+        EnsembleKD=dict(type="EnsembleKD", teacher=two),
+        MEALV2=dict(type="MEALV2", teacher=two),
+        ScaleKD=dict(type="ScaleKD", taps=[("layer3", "layer2"), ("layer3", "layer3")], teacher_last=["layer3"]),
+    )
+    methods |= {name: MethodConfig(links=[link], task_weight=0.5) for name, link in links.items()}
+    return config.model_copy(
+        update=dict(methods=methods, teachers=dict(second=TeacherConfig(model=config.teacher, recipe=None)))
+    )
+
+
+def round_of_methods(config: PairConfig, weights: str, out: Path) -> dict[str, float]:
+    """Median seconds of a step: 'teacher' forward, 'plain', and every method of the pair."""
+    found = {"teacher": median(teacher_steps(config, 20)[WARMUP:])}
+    for name in config.method_names():
+        found[name] = median(engine_steps(config, name, weights, out / name)[WARMUP:])
+    return found
+
+
 def teacher_weights(config: PairConfig, folder: Path) -> str:
     """Random weights on disk: what a step costs does not depend on what they are."""
     torch.manual_seed(0)
@@ -68,7 +95,8 @@ def teacher_weights(config: PairConfig, folder: Path) -> str:
 
 def engine_steps(config: PairConfig, method: str, weights: str, out: Path, cache: Path | None = None) -> list[float]:
     """Seconds of every step of one run through the engine, whole loop included: data, hooks, checks."""
-    run = expand(config, method, 0, teacher_weights=None if method == "plain" else weights)
+    others = {name: TrainedTeacher(weights) for name in config.teachers}
+    run = expand(config, method, 0, teacher_weights=None if method == "plain" else weights, others=others)
     times: list[float] = []
     execute(
         run,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.perf.loops import engine_steps, pair, teacher_weights
+from benchmarks.perf.loops import engine_steps, every_method, pair, teacher_weights
 from limbeck.engine.cost import PeakMemory
 from limbeck.engine.registry import MODELS
 
@@ -23,12 +23,12 @@ def resident_mb() -> float:
 
 
 def main(case: str) -> None:
-    """Run 'plain' or 'KD' once and print one JSON line, in MB."""
+    """Run 'plain' or a method once and print one JSON line, in MB."""
     with tempfile.TemporaryDirectory() as folder:
-        small = pair(batch=8, samples=64)
+        small = every_method(pair(batch=8, samples=104))
         weights = teacher_weights(small, Path(folder))
         engine_steps(small, case, weights, Path(folder) / "warm")  # libraries and thread pools are there now
-        config = pair(batch=256, samples=1024)
+        config = every_method(pair(batch=256, samples=1024))
         teacher = sum(p.numel() * p.element_size() for p in MODELS.make(config.teacher).parameters()) / 1e6
         taps = 256 * 100 * 4 / 1e6
         base = resident_mb()
