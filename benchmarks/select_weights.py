@@ -36,7 +36,7 @@ def scaled(pair: PairConfig, method: str, factor: float) -> PairConfig:
     copy = pair.model_copy(deep=True)
     link = copy.methods[method].links[-1]
     default = signature(METHODS.lookup(link["type"])).parameters["weight"].default
-    weight = AUTHORS[method] if method in AUTHORS else default
+    weight = AUTHORS.get(method, float(default))
     link["weight"] = factor * weight
     return copy
 

@@ -78,6 +78,9 @@ class TaskAdapter(ABC):
     def example(self, deploy: nn.Module) -> Batch:
         """A tiny batch of the right shape, to find tap shapes without data."""
 
+    def check_data(self, deploy: nn.Module, dataset: Any) -> None:  # noqa: B027 - not every task has what to check
+        """Say before the first step when the deployed member cannot be trained on a data set. Raises: ConfigError."""
+
     def describe(self, deploy: nn.Module, member: nn.Module) -> dict[str, Any]:
         """What decides how `member`'s input is made from the data set's pixels; part of the teacher cache's key."""
         return dict(adapter=type(self).__name__)

@@ -10,6 +10,7 @@ from mmengine.model import BaseDataPreprocessor
 from torch import Tensor, nn
 
 from limbeck.engine.adapter import Batch, Forward, TaskAdapter
+from limbeck.engine.cost import evaluating
 from limbeck.engine.registry import ADAPTERS
 from limbeck.errors import ConfigError
 from limbeck.vision.models import Normalization
@@ -143,6 +144,23 @@ class VisionAdapter(TaskAdapter):
         return Batch(
             torch.zeros(2, *size, device=device), targets=zeros, ids=torch.arange(2, device=device), views=zeros
         )
+
+    def check_data(self, deploy: nn.Module, dataset: Any) -> None:
+        """Raises: ConfigError when the model has fewer classes than the data set, or a label is none of the classes."""
+        with evaluating(deploy), torch.no_grad():
+            found = deploy(self.example(deploy).inputs).shape[1]
+        classes = len(dataset.classes)
+        if found < classes:
+            raise ConfigError(
+                f"{type(deploy).__name__} has {found} classes and data set {dataset.name} has {classes}; "
+                f"build it with num_classes={classes}"
+            )
+        labels = dataset.labels
+        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+            raise ConfigError(
+                f"data set {dataset.name} has labels from {labels.min()} to {labels.max()}, "
+                f"but names {classes} classes; labels are class indices from 0"
+            )
 
     def describe(self, deploy: nn.Module, member: nn.Module) -> dict[str, Any]:
         """Normalisation and size of both: the pixels pass through the deployed model's on their way to the member's."""

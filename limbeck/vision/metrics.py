@@ -89,8 +89,8 @@ class ClassificationMetric(BaseMetric):
         self.update(data_samples)
 
     def update(self, predictions: Sequence[dict[str, Any]], teacher: Sequence[dict[str, Any]] | None = None) -> None:
-        """Add batches, with the teacher's predictions on the same batches where given."""
-        if teacher is None:
+        """Add batches, with the teacher's on the same batches where given; one of other classes agrees on nothing."""
+        if teacher is None or any(p["logits"].shape != t["logits"].shape for p, t in zip(predictions, teacher)):
             self.results.extend(predictions)
         else:
             self.results.extend(p | {"teacher_logits": t["logits"]} for p, t in zip(predictions, teacher, strict=True))

@@ -58,7 +58,7 @@ def _kd(teacher: str) -> dict:
     return dict(task_weight=0.1, links=[dict(type="KD", teacher=teacher, weight=0.9, temperature=4.0)])
 
 
-methods = dict(
+methods: dict = dict(
     KD=_kd("teacher"),
     EnsembleKD=dict(task_weight=0.1, links=[dict(type="EnsembleKD", teacher=_all, weight=0.9, temperature=4.0)]),
     MEALV2=dict(task_weight=0.0, links=[dict(type="MEALV2", teacher=_all)]),

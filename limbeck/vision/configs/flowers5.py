@@ -46,7 +46,7 @@ cache = dict(dtype="float16")
 
 # Weights: those of `one_family`, chosen on digits and carried over untouched.
 _kd = dict(type="KD", weight=0.9, temperature=4.0)
-methods = dict(
+methods: dict = dict(
     KD=dict(task_weight=0.1, links=[_kd]),
     DIST=dict(links=[dict(type="DIST", weight=0.2, temperature=4.0)]),
     RKD=dict(links=[dict(type="RKD", weight=0.01, taps=[("global_pool", "flatten")])]),

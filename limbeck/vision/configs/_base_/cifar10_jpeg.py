@@ -35,7 +35,7 @@ teacher_recipe = dict(
 cache = dict(dtype="float16")
 
 # Weights: those of `one_family`, chosen on digits and carried over untouched.
-methods = dict(
+methods: dict = dict(
     KD=dict(task_weight=0.1, links=[dict(type="KD", weight=0.9, temperature=4.0)]),
     DIST=dict(links=[dict(type="DIST", weight=0.2, temperature=4.0)]),
 )

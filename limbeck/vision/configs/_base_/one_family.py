@@ -6,7 +6,7 @@ Weights: the authors', times the factor that did best on the validation split of
 
 _kd = dict(type="KD", weight=0.9, temperature=4.0)
 
-methods = dict(
+methods: dict = dict(
     KD=dict(task_weight=0.1, links=[_kd]),
     DKD=dict(
         links=[
