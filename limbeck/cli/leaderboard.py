@@ -11,13 +11,21 @@ app = typer.Typer(no_args_is_help=True, help="Show, build, compare, verify and r
 
 ResultsFolder = Annotated[Path, typer.Option("--results", help="Folder of records.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+WithAblations = Annotated[
+    bool, typer.Option("--ablations/--no-ablations", help="Methods at other values of an option.")
+]
 Names = Annotated[list[str] | None, typer.Argument(metavar="[BENCHMARK]...", help="All when none is named.")]
 RESULTS = Path("results")
 
 
 @app.command()
-def show(benchmarks: Names = None, results: ResultsFolder = RESULTS, as_json: AsJson = False) -> None:
-    """Print the tables of benchmarks: mean ± interval, gain over the plain student, rank, cost.
+def show(
+    benchmarks: Names = None,
+    results: ResultsFolder = RESULTS,
+    ablations: WithAblations = True,
+    as_json: AsJson = False,
+) -> None:
+    """Print the tables of benchmarks: mean ± interval, gain over the plain student, rank, cost; then the ablations.
 
     Example: limbeck leaderboard show demo
     """
@@ -28,11 +36,11 @@ def show(benchmarks: Names = None, results: ResultsFolder = RESULTS, as_json: As
 
     tables = build_tables(load_results(results, benchmarks=benchmarks_of(benchmarks)))
     if as_json:
-        _print_json([to_json(t) for t in tables])
+        _print_json([to_json(t, ablations=ablations) for t in tables])
         return
     console = _console()
     for table in tables:
-        render(table, console)
+        render(table, console, ablations=ablations)
 
 
 @app.command()
@@ -78,9 +86,12 @@ def compare(
     b: str,
     results: ResultsFolder = RESULTS,
     pair: Annotated[str | None, typer.Option(help="One pair; all that have both methods otherwise.")] = None,
+    ablations: WithAblations = True,
     as_json: AsJson = False,
 ) -> None:
-    """Compare two methods on the seeds that both have: difference, interval, p, cost ratios.
+    """Compare two methods on the seeds that both have: difference, interval, p, cost ratios; then the ablations.
+
+    A variant is named as its records are: KD@temperature=2.0.
 
     Example: limbeck leaderboard compare digits DKD KD
     """
@@ -92,11 +103,11 @@ def compare(
     loaded = load_results(results, benchmarks=names)
     found = [c for name in names for c in compare_benchmark(loaded, name, a, b, pair=pair)]
     if as_json:
-        _print_json([comparison_json(f) for f in found])
+        _print_json([comparison_json(f, ablations=ablations) for f in found])
         return
     console = _console()
     for comparison in found:
-        render_comparison(comparison, console)
+        render_comparison(comparison, console, ablations=ablations)
 
 
 @app.command()
@@ -133,11 +144,11 @@ def reproduce(ours: Path, theirs: Path, as_json: AsJson = False) -> None:
 
     Example: limbeck leaderboard reproduce my-results results
     """
-    from limbeck.leaderboard.compare import comparison_json, render_reproduction, reproduce_results
+    from limbeck.leaderboard.reproduce import render_reproduction, reproduce_results, reproduction_json
 
     found = reproduce_results(ours, theirs)
     if as_json:
-        _print_json(comparison_json(found))
+        _print_json(reproduction_json(found))
     else:
         render_reproduction(found, _console())
     if not found.holds:

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from limbeck.leaderboard.compare import (
-    compare_benchmark,
-    compare_methods,
-    render_comparison,
-    render_reproduction,
-    reproduce,
-    reproduce_results,
-)
+from limbeck.leaderboard.ablation import Ablation, build_ablations
+from limbeck.leaderboard.checks import ResultsError
+from limbeck.leaderboard.compare import compare_benchmark, compare_methods, render_comparison
 from limbeck.leaderboard.render import render, show_tables, to_markdown, update_markdown
+from limbeck.leaderboard.reproduce import render_reproduction, reproduce, reproduce_results
 from limbeck.leaderboard.site import build_site
-from limbeck.leaderboard.store import Group, Results, ResultsError, load_results
+from limbeck.leaderboard.store import Group, Results, load_results
 from limbeck.leaderboard.table import Table, build_table, build_tables, to_json
 from limbeck.leaderboard.verify import verify_record, verify_records
 
 __all__ = [
+    "Ablation",
     "Group",
     "Results",
     "ResultsError",
     "Table",
+    "build_ablations",
     "build_site",
     "build_table",
     "build_tables",

@@ -7,8 +7,12 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from limbeck.engine.config import PLAIN, TEACHER
-from limbeck.leaderboard.render import BLANK, count, number, probability, share, summary
-from limbeck.leaderboard.table import Cell, Row, Table, column_decimals, direction, title
+from limbeck.leaderboard.figures import BLANK, count, number, probability, share
+from limbeck.leaderboard.page_ablation import ablation_view
+from limbeck.leaderboard.render import marks, summary
+from limbeck.leaderboard.render_ablation import ablation_note
+from limbeck.leaderboard.rows import Cell, Row
+from limbeck.leaderboard.table import Table, column_decimals, direction, title
 
 Link = Callable[[str], str]
 
@@ -43,6 +47,7 @@ def group_view(table: Table, slug: str, *, link: Link) -> dict[str, Any]:
     rows = [_row_view(table, row, plain, f"{slug}-row{i}", link) for i, row in enumerate(table.rows)]
     devices = sorted({e["device"] for e in table.environments})
     primary = f"{title(table.primary)} {direction(table, table.primary)}"
+    ablations, more = _ablations(table, slug, primary, plain, link)
     return dict(
         slug=slug,
         name=table.name,
@@ -59,11 +64,32 @@ def group_view(table: Table, slug: str, *, link: Link) -> dict[str, Any]:
         columns=_columns(table),
         references=[r for r in rows if r["role"] == TEACHER],
         rows=[r for r in rows if r["role"] != TEACHER],
+        notes=marks(table),
+        gap_teacher=table.reference if len([r for r in table.rows if r.role == TEACHER]) > 1 else None,
+        ablations=ablations,
+        ablation_note=ablation_note(table.ablations),
+        variants=more,
         has_latency=any(r.cost.student_latency_ms is not None for r in table.rows),
         devices=" and ".join(devices),
         json=f"tables/{slug}.json",
         plot=_plot(table, primary, rows),
     )
+
+
+def _ablations(
+    table: Table, slug: str, primary: str, plain: Row | None, link: Link
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The ablations, and the rows behind their points; a method's own point has the records of its row above."""
+    above = {row.method: f"{slug}-row{i}" for i, row in enumerate(table.rows)}
+    views, rows = [], []
+    for i, ablation in enumerate(table.ablations):
+        name = f"{slug}-ablation{i}"
+        ids = [above[p.row.method] if p.is_base else f"{name}-{j}" for j, p in enumerate(ablation.points)]
+        views.append(ablation_view(table, ablation, name, primary, ids))
+        rows += [
+            _row_view(table, p.row, plain, popover, link) for p, popover in zip(ablation.points, ids) if not p.is_base
+        ]
+    return views, rows
 
 
 def _columns(table: Table) -> list[dict[str, str]]:
@@ -135,7 +161,8 @@ def _row_view(table: Table, row: Row, plain: Row | None, popover: str, link: Lin
             difference = row.cells[table.primary].values[seed] - base[seed]
             run |= dict(plain=link(plain.records[seed]), gain=number(difference, places, sign=True))
         runs.append(run)
-    return dict(method=row.method, role=row.role, flags=row.flags, popover=popover, cells=cells, runs=runs)
+    shown = dict(method=row.method, marks=row.marks, role=row.role, flags=row.flags)
+    return dict(**shown, popover=popover, cells=cells, runs=runs)
 
 
 def _plot(table: Table, primary: str, views: list[dict[str, Any]]) -> dict[str, Any]:

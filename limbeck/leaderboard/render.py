@@ -7,55 +7,23 @@ from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from limbeck.engine.config import PLAIN, TEACHER
 from limbeck.engine.weights import atomic_path
 from limbeck.errors import UserError
-from limbeck.leaderboard.stats import Estimate
+from limbeck.leaderboard.figures import BLANK, count, grid, interval, number, probability, share
+from limbeck.leaderboard.render_ablation import render_ablations
+from limbeck.leaderboard.rows import Row
 from limbeck.leaderboard.store import load_results
-from limbeck.leaderboard.table import Row, Table, build_tables, column_decimals, direction, title
+from limbeck.leaderboard.table import Table, build_tables, column_decimals, direction, title
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-BLANK = "–"
 _MARKED = re.compile(r"(?P<open><!-- table: (?P<name>[^\s>]+) -->)(?P<body>.*?)(?P<close><!-- /table -->)", re.DOTALL)
 
 
 class MarkerError(UserError):
     """A Markdown file's table markers do not fit the results."""
-
-
-def number(value: float | None, places: int, *, sign: bool = False) -> str:
-    """A fixed number of decimals, a dash for None, and never a negative zero."""
-    if value is None:
-        return BLANK
-    text = f"{value:+.{places}f}" if sign else f"{value:.{places}f}"
-    return text.replace("-", "−") if float(text) else text.lstrip("+-")
-
-
-def interval(estimate: Estimate, places: int, *, sign: bool = False) -> str:
-    """'71.20 ± 0.31'; the mean alone where there is no interval."""
-    mean = number(estimate.mean, places, sign=sign)
-    return mean if estimate.half is None else f"{mean} ± {estimate.half:.{places}f}"
-
-
-def probability(p: float | None) -> str:
-    """'0.012', '<0.001', or a dash."""
-    return BLANK if p is None else "<0.001" if p < 0.001 else f"{p:.3f}"
-
-
-def count(value: float | None) -> str:
-    """A large count with its unit: 78.0k, 12.4M, 1.8G."""
-    if value is None:
-        return BLANK
-    for limit, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= limit:
-            return f"{value / limit:.3g}{unit}" if abs(value) < 100 * limit else f"{value / limit:.0f}{unit}"
-    return f"{value:.0f}"
-
-
-def share(value: float | None) -> str:
-    """A share in percent, or a dash."""
-    return BLANK if value is None else f"{number(100 * value, 0)} %"
 
 
 def result_columns(table: Table) -> list[str]:
@@ -69,7 +37,7 @@ def result_cells(table: Table, row: Row) -> list[str]:
     places = column_decimals(table, table.primary)
     return [
         BLANK if row.rank is None else str(row.rank),
-        row.method + "".join(f" ({f})" for f in row.flags),
+        row.method + row.marks + "".join(f" ({f})" for f in row.flags),
         str(row.n),
         interval(row.cells[table.primary].estimate, places),
         BLANK if row.gain is None else interval(row.gain.difference, places, sign=True),
@@ -109,7 +77,7 @@ def cost_cells(row: Row) -> list[str]:
 
 def summary(table: Table) -> str:
     """What the table compares, in one line."""
-    seeds = sorted({s for r in table.rows if r.role != "teacher" for s in r.records})
+    seeds = sorted({s for r in table.rows if r.role != TEACHER for s in r.records})
     spelled = f"{len(seeds)} seed{'s' if len(seeds) != 1 else ''}"
     return (
         f"{table.task} on {table.data['name']} ({table.data['test_samples']:,} {table.data['split']} samples), "
@@ -118,18 +86,32 @@ def summary(table: Table) -> str:
 
 
 def footnote(table: Table) -> str:
-    """How the figures of a table are made."""
+    """How the figures of a table are made; of several teachers, which one measures the gap."""
+    teacher = table.reference or TEACHER
     return (
         f"Mean ± half of the {100 * table.confidence:.0f} % t interval over seeds. Gain: paired over shared seeds; "
         "p: two-sided paired t-test, Holm-adjusted. Rank: 1 + methods whose whole interval is better. "
-        "Gap closed: (method − plain) ÷ (teacher − plain)."
+        f"Gap closed: (method − plain) ÷ ({teacher} − plain)."
     )
 
 
-def render(table: Table, console: Console) -> None:
-    """Print a table; legible from 100 columns on."""
-    from rich import box
-    from rich.table import Table as Grid
+def marks(table: Table) -> list[str]:
+    """What the marks after names mean, each with the rows that have it; nothing where no row has one."""
+    said: dict[str, list[str]] = {}
+    for row in table.rows:
+        if row.assumption is not None:
+            said.setdefault(row.assumption, []).append(row.method)
+    notes = ["† Ours, not the paper's: " + " ".join(f"{', '.join(n)}: {s}" for s, n in said.items())] if said else []
+    plain = next((r for r in table.rows if r.role == PLAIN), None)
+    others = [f"{r.method} {r.network}, {count(r.cost.parameters)}" for r in table.rows if r.other_network]
+    if others and plain is not None:
+        size = f"{plain.network}, {count(plain.cost.parameters)} parameters"
+        notes.append(f"‡ Deploys another network than the plain student ({size}): {'; '.join(others)}.")
+    return notes
+
+
+def render(table: Table, console: Console, *, ablations: bool = True) -> None:
+    """Print a table, legible from 100 columns on, and its ablations, from 80 on."""
     from rich.text import Text
 
     console.print()
@@ -139,22 +121,25 @@ def render(table: Table, console: Console) -> None:
     console.print(Text(models, style="dim"))
     blocks = [(result_columns(table), lambda row: result_cells(table, row))]
     if len(table.metrics) > 1:
-        blocks.append((["method", *metric_columns(table)], lambda row: [row.method, *metric_cells(table, row)]))
-    blocks.append((["method", *COST_COLUMNS], lambda row: [row.method, *cost_cells(row)]))
+        names = ["method", *metric_columns(table)]
+        blocks.append((names, lambda row: [row.method + row.marks, *metric_cells(table, row)]))
+    blocks.append((["method", *COST_COLUMNS], lambda row: [row.method + row.marks, *cost_cells(row)]))
     for columns, cells in blocks:
-        grid = Grid(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1))
-        for name in columns:
-            words = name == "method"
-            grid.add_column(Text(name), justify="left" if words else "right", no_wrap=not words)
+        lines = grid(*columns, words=(columns.index("method"),))
         for row in table.rows:
             # Text, else square brackets of a name would be read as markup
             style = "dim" if row.flags else "bold" if row.rank == 1 else ""
-            grid.add_row(*(Text(c) for c in cells(row)), style=style, end_section=row.role == "plain")
-        console.print(grid)
+            lines.add_row(*(Text(c) for c in cells(row)), style=style, end_section=row.role == PLAIN)
+        console.print(lines)
         console.print()
     for warning in table.warnings:
         console.print(Text(f"! {warning}", style="yellow"))
-    console.print(Text(footnote(table), style="dim"))
+    for note in (footnote(table), *marks(table)):
+        console.print(Text(note, style="dim"))
+    if ablations:
+        heading = f"{title(table.primary)} {direction(table, table.primary)}"
+        places = column_decimals(table, table.primary)
+        render_ablations(table.ablations, console, table.primary, heading, places)
 
 
 def show_tables(folder: str | Path, console: Console, *, benchmarks: Collection[str] | None = None) -> None:
@@ -164,17 +149,22 @@ def show_tables(folder: str | Path, console: Console, *, benchmarks: Collection[
 
 
 def to_markdown(table: Table) -> str:
-    """A table as GitHub-flavoured Markdown: results, other metrics and what differs in cost, then how it was made."""
+    """A table as GitHub-flavoured Markdown: results, other metrics and what differs in cost, then how it was made.
+
+    Ablations are left out.
+    """
     cost = [i for i, name in enumerate(COST_COLUMNS) if name in ("params", "latency ms", "train s")]
     columns = [*result_columns(table), *metric_columns(table), *(COST_COLUMNS[i] for i in cost)]
     lines = [_line(columns), _line("---" if name == "method" else "---:" for name in columns)]
     for row in table.rows:
         spent = cost_cells(row)
         cells = [*result_cells(table, row), *metric_cells(table, row), *(spent[i] for i in cost)]
-        lines.append(_line(f"**{c}**" if c == row.method and row.rank == 1 else c for c in cells))
+        if row.rank == 1:
+            cells[1] = f"**{cells[1]}**"
+        lines.append(_line(cells))
     models = f"{table.teacher or 'no teacher'} → {table.student}"
     caption = f"**{table.name}** (version {table.version}): {summary(table)}; {models}."
-    notes = [f"{footnote(table)}", *(f"Note: {w}." for w in table.warnings)]
+    notes = [footnote(table), *marks(table), *(f"Note: {w}." for w in table.warnings)]
     return "\n".join([caption, "", *lines, "", " ".join(notes)])
 
 

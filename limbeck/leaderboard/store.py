@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,33 +12,20 @@ from pydantic import ValidationError
 
 from limbeck.engine.config import PLAIN, TEACHER, is_teacher
 from limbeck.engine.record import FailureRecord, RunRecord, iter_records, record_id
-from limbeck.errors import CorruptFile, UnknownName, UserError
+from limbeck.engine.variant import split_variant
+from limbeck.errors import CorruptFile, UnknownName
+from limbeck.leaderboard.checks import (
+    DuplicateRecord,
+    MisplacedRecord,
+    NoResults,
+    Runs,
+    check_baseline,
+    check_initial,
+    check_same,
+    teacher_ids,
+)
 
 FLAGGED = ("unreliable", "partial")
-
-
-class ResultsError(UserError):
-    """A folder of records cannot be shown as it is; names the records."""
-
-
-class NoResults(ResultsError):
-    """The folder is absent or holds no record."""
-
-
-class MisplacedRecord(ResultsError):
-    """A record lies where its id does not say."""
-
-
-class DuplicateRecord(ResultsError):
-    """Two files hold the same run."""
-
-
-class MissingBaseline(ResultsError):
-    """A method has no plain student on any of its seeds."""
-
-
-class MixedRecords(ResultsError):
-    """Records of one group differ in what must be the same: selection, data, metric or initial weights."""
 
 
 @dataclass(frozen=True)
@@ -45,14 +33,16 @@ class Group:
     """Records that may be compared: one benchmark version and one pair.
 
     students: plain student and methods, by name in lower case, then by seed; flagged ones are included.
-    teachers: the teacher records that the methods name; the pair's own where they name none.
+    variants: the same of methods with one option at another value, such as 'kd@temperature=2.0'; never ranked.
+    teachers: the teacher records that the methods use, and the pair's own teachers.
     """
 
     benchmark: str
     version: int
     pair: str
-    students: dict[str, dict[int, RunRecord]]
+    students: Runs
     teachers: list[RunRecord]
+    variants: Runs = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     failures: list[FailureRecord] = field(default_factory=list)
 
@@ -63,28 +53,56 @@ class Group:
 
     @property
     def records(self) -> list[RunRecord]:
-        """Every record of the group, teachers first."""
-        return [*self.teachers, *(r for seeds in self.students.values() for r in seeds.values())]
+        """Every record of the group: teachers, students, variants."""
+        runs = [*self.students.values(), *self.variants.values()]
+        return [*self.teachers, *(r for seeds in runs for r in seeds.values())]
 
     @property
     def sample(self) -> RunRecord:
         """One record, for what is the same in all: task, data, primary metric, selection."""
-        for seeds in self.students.values():
+        for seeds in (*self.students.values(), *self.variants.values()):
             return next(iter(seeds.values()))
         return self.teachers[0]
 
-    def method(self, name: str) -> dict[int, RunRecord]:
-        """A method's records by seed.
+    @property
+    def references(self) -> Runs:
+        """The teachers by the name of their row, then by seed; 'teacher' first.
 
-        Raises: UnknownName with the nearest methods of this group.
+        Teachers of one method name from two pairs are two rows; the other pair's says where it is from.
+        """
+        origins: dict[tuple[str, str, str], list[RunRecord]] = {}
+        for record in self.teachers:
+            origins.setdefault((record.method.lower(), record.benchmark, record.pair), []).append(record)
+        shared = Counter(method for method, _, _ in origins)
+        rows: Runs = {}
+        for (method, *origin), records in origins.items():
+            foreign = shared[method] > 1 and origin != [self.benchmark, self.pair]
+            rows[f"{method} ({'/'.join(origin)})" if foreign else method] = {r.seed: r for r in records}
+        return rows
+
+    @property
+    def reference(self) -> str | None:
+        """The row of `references` that the gap closed is measured by: of the record that most runs of methods name."""
+        named = Counter(r.teacher_record for seeds in self.students.values() for r in seeds.values())
+        votes = {
+            name: (max(named[r.id] for r in seeds.values()), name == TEACHER) for name, seeds in self.references.items()
+        }
+        return max(votes, key=lambda name: votes[name]) if votes else None
+
+    def method(self, name: str) -> dict[int, RunRecord]:
+        """The records by seed of a method, a teacher, or a variant such as 'KD@temperature=2.0'.
+
+        Raises: UnknownName with the nearest methods of this group; ConfigError for a variant that does not read.
         """
         key = name.lower()
-        if key == TEACHER:
-            return {r.seed: r for r in self.teachers}
-        if key not in self.students:
-            names = [next(iter(seeds.values())).method for seeds in self.students.values()]
-            raise UnknownName("method", name, names, f"in {self.name}")
-        return self.students[key]
+        found = self.students.get(key) or self.references.get(key) or self.variants.get(key)
+        if found is None and "@" in name:
+            found = next((seeds for seeds in self.variants.values() if _same_variant(_name(seeds), name)), None)
+        if found is None:
+            # variants stay out of the suggestions unless one was asked for
+            known = [self.students, self.references, *([self.variants] if "@" in name else [])]
+            raise UnknownName("method", name, [_name(s) for runs in known for s in runs.values()], f"in {self.name}")
+        return found
 
 
 @dataclass(frozen=True)
@@ -133,11 +151,11 @@ def load_results(folder: str | Path, *, benchmarks: Collection[str] | None = Non
         raise NoResults(f"{root}: every record is superseded or failed; run the suite again")
     failures = _read_failures(root)
     for benchmark in sorted({(r.benchmark, r.benchmark_version) for r in chosen}):
-        _check_same([r for r in chosen if (r.benchmark, r.benchmark_version) == benchmark])
+        check_same([r for r in chosen if (r.benchmark, r.benchmark_version) == benchmark])
     keys = sorted({(r.benchmark, r.benchmark_version, r.pair) for r in chosen})
     groups = [_group(key, chosen, live, failures) for key in keys]
-    named = {r.teacher_record for r in chosen}
-    groups = [g for g in groups if g.students or not all(t.id in named for t in g.teachers)]
+    used = {identity for r in chosen for identity in teacher_ids(r)}
+    groups = [g for g in groups if g.students or g.variants or not all(t.id in used for t in g.teachers)]
     return Results(root, groups, paths)
 
 
@@ -167,87 +185,42 @@ def _read_failures(root: Path) -> list[FailureRecord]:
     return found
 
 
-def _check_same(records: Sequence[RunRecord]) -> None:
-    """Refuse records of one benchmark version that were made by different rules or on different data."""
-    for record in records:
-        if record.recipe.selection == "best_test":
-            raise MixedRecords(
-                f"{record.id}: selected on the test split, which only reported figures may be; run it again"
-            )
-    students = [r for r in records if not is_teacher(r.method)]  # a teacher may come from a recipe of its own
-    rules = [
-        ("selection", students, lambda r: r.recipe.selection),
-        ("data hash", records, lambda r: f"{r.data.content_hash} ({r.data.split})"),
-        ("training data hash", students, lambda r: str(r.data.train_hash)),
-        (
-            "primary metric",
-            records,
-            lambda r: f"{r.primary_metric} ({'higher' if r.higher_is_better else 'lower'} is better)",
-        ),
-    ]
-    for what, compared, rule in rules:
-        for first, other in zip(compared[:1] * len(compared), compared):
-            if rule(other) != rule(first):
-                raise MixedRecords(
-                    f"{first.id} and {other.id} differ in {what}: {_short(rule(first))} and {_short(rule(other))}; "
-                    "run the older one again"
-                )
-
-
 def _group(
     key: tuple[str, int, str], chosen: Iterable[RunRecord], live: dict[str, RunRecord], failures: list[FailureRecord]
 ) -> Group:
     mine = [r for r in chosen if (r.benchmark, r.benchmark_version, r.pair) == key]
-    students: dict[str, dict[int, RunRecord]] = {}
+    students: Runs = {}
+    variants: Runs = {}
     for record in sorted(mine, key=lambda r: (r.method.lower() != PLAIN, r.method.lower(), r.seed)):
         if not is_teacher(record.method):
-            students.setdefault(record.method.lower(), {})[record.seed] = record
-    named = sorted({r.teacher_record for r in mine if r.teacher_record} & live.keys())
-    teachers = [live[k] for k in named] or [r for r in mine if is_teacher(r.method)]
-    metric = mine[0].primary_metric  # a teacher of another benchmark may have been measured otherwise
-    teachers = [t for t in teachers if metric in t.metrics]
+            runs = students if split_variant(record.method)[1] is None else variants
+            runs.setdefault(record.method.lower(), {})[record.seed] = record
+    teachers = _teachers(mine, live)
     failed = [f for f in failures if (f.benchmark, f.pair) == (key[0], key[2])]
     failed = [f for f in failed if record_id(f.benchmark, f.pair, f.method, f.seed) not in live]
-    _check_baseline(students)
-    _check_initial(students)
-    return Group(*key, students, teachers, _warnings(students, teachers, failed), failed)
+    every = {**students, **variants}
+    check_baseline(every)
+    check_initial(every)
+    return Group(*key, students, teachers, variants, _warnings(students, teachers, failed), failed)
 
 
-def _check_baseline(students: dict[str, dict[int, RunRecord]]) -> None:
-    plain = students.get(PLAIN, {})
-    for seeds in students.values():
-        if not plain.keys() & seeds.keys():
-            first = next(iter(seeds.values()))
-            wanted = record_id(first.benchmark, first.pair, PLAIN, first.seed)
-            raise MissingBaseline(
-                f"{first.id} has no plain student on any seed of its method; run it: {wanted} is missing"
-            )
+def _teachers(mine: Sequence[RunRecord], live: dict[str, RunRecord]) -> list[RunRecord]:
+    """The teachers that a pair's runs use, and of its own those that no run uses under their name."""
+    metric = mine[0].primary_metric  # a teacher of another benchmark may have been measured otherwise
+    used = {identity: live[identity] for r in mine for identity in teacher_ids(r) if identity in live}
+    names = {t.method.lower() for t in used.values()}
+    own = [r for r in mine if is_teacher(r.method) and r.method.lower() not in names]
+    found = [t for t in (*used.values(), *own) if metric in t.metrics]
+    return sorted(found, key=lambda t: (t.method.lower() != TEACHER, t.method.lower(), t.benchmark, t.pair, t.seed))
 
 
-def _check_initial(students: dict[str, dict[int, RunRecord]]) -> None:
-    plain = students.get(PLAIN, {})
-    first: dict[int, RunRecord] = dict(plain)
-    for seeds in students.values():
-        for seed, record in seeds.items():
-            start = first.setdefault(seed, record)
-            if record.student != start.student:
-                continue  # a method that deploys another network, or a variant of the student
-            if record.initial_hash != start.initial_hash:
-                raise MixedRecords(
-                    f"{start.id} and {record.id} started from different weights: initial hash "
-                    f"{_short(start.initial_hash)} and {_short(record.initial_hash)}; run both again"
-                )
-
-
-def _warnings(
-    students: dict[str, dict[int, RunRecord]], teachers: list[RunRecord], failed: list[FailureRecord]
-) -> list[str]:
+def _warnings(students: Runs, teachers: list[RunRecord], failed: list[FailureRecord]) -> list[str]:
     said = []
     if not teachers:
         said.append("no teacher record: the share of the teacher gap closed is unknown")
     plain = students.get(PLAIN, {})
     for seeds in students.values():
-        name = next(iter(seeds.values())).method
+        name = _name(seeds)
         lone = sorted(seeds.keys() - plain.keys())
         if lone:
             said.append(f"{name}: no plain student on {_seeds(lone)}, left out of the paired gain")
@@ -259,13 +232,20 @@ def _warnings(
             if marked:
                 said.append(f"{name}: {_seeds(marked)} {status}, shown but not ranked")
     said += [f"{t.id}: {t.status}" for t in teachers if t.status in FLAGGED]
-    said += [f"{f.method}: seed {f.seed} failed ({f.error})" for f in failed]
+    # a variant's failure is told with its ablation
+    said += [f"{f.method}: seed {f.seed} failed ({f.error})" for f in failed if "@" not in f.method]
     return said
+
+
+def _same_variant(a: str, b: str) -> bool:
+    """Whether two names mean one variant: 'KD@temperature=2' and 'kd@temperature=2.0' do."""
+    (base, one), (other, two) = split_variant(a), split_variant(b)
+    return base.lower() == other.lower() and one == two
+
+
+def _name(seeds: dict[int, RunRecord]) -> str:
+    return next(iter(seeds.values())).method
 
 
 def _seeds(seeds: Sequence[int]) -> str:
     return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= 40 else text[:12] + "…"

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
-from statistics import fmean, median
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, replace
+from statistics import fmean
 from typing import Any
 
-from limbeck.engine.config import PLAIN, TEACHER, is_teacher
+from limbeck.engine.config import PLAIN, TEACHER
 from limbeck.engine.record import RunRecord
-from limbeck.leaderboard.stats import CONFIDENCE, Estimate, Paired, estimate, gap_closed, holm, paired, ranks
-from limbeck.leaderboard.store import FLAGGED, Group
+from limbeck.leaderboard.ablation import Ablation, build_ablations
+from limbeck.leaderboard.rows import Row, build_row
+from limbeck.leaderboard.stats import CONFIDENCE, gap_closed, holm, paired, ranks
+from limbeck.leaderboard.store import Group
 
 # Spellings that readers expect; any other metric is shown by its own name and without an arrow.
 TITLES = {
@@ -28,56 +30,11 @@ LOWER = {"nll", "ece", "fid", "FID"}
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One metric of one row: its values by seed and their estimate."""
-
-    metric: str
-    values: dict[int, float]
-    estimate: Estimate
-
-
-@dataclass(frozen=True)
-class CostCells:
-    """What a row's runs cost: latency is the median over runs, the others are means; None where not measured."""
-
-    parameters: int
-    flops: int | None
-    student_latency_ms: float | None
-    train_seconds: float
-    peak_memory_mb: float
-    teacher_forwards: float
-
-
-@dataclass(frozen=True)
-class Row:
-    """One method over its seeds.
-
-    gain: over the plain student on shared seeds, in the primary metric; None for teacher and plain.
-    p: of that gain, Holm-adjusted over the table's ranked methods; the unadjusted one is `gain.p`.
-    rank: among plain student and methods; None for the teacher, for flagged rows and below two seeds.
-    records: record ids by seed; a teacher's are keyed by position where two share a seed.
-    """
-
-    method: str
-    role: str
-    cells: dict[str, Cell]
-    cost: CostCells
-    records: dict[int, str]
-    gain: Paired | None = None
-    p: float | None = None
-    gap_closed: float | None = None
-    rank: int | None = None
-    flags: tuple[str, ...] = ()
-
-    @property
-    def n(self) -> int:
-        """How many runs stand behind the row."""
-        return len(self.records)
-
-
-@dataclass(frozen=True)
 class Table:
-    """One group as rows: teacher first, then the plain student, then the methods, best first."""
+    """One group as rows: teachers first, then the plain student, then the methods, best first.
+
+    reference: the teacher row that the gap closed is measured by.
+    """
 
     name: str
     benchmark: str
@@ -91,10 +48,12 @@ class Table:
     metrics: tuple[str, ...]
     teacher: str | None
     student: str
+    reference: str | None
     rows: tuple[Row, ...]
     environments: tuple[dict[str, Any], ...]
     confidence: float = CONFIDENCE
     warnings: tuple[str, ...] = field(default=())
+    ablations: tuple[Ablation, ...] = field(default=())
 
 
 def build_table(group: Group) -> Table:
@@ -102,14 +61,12 @@ def build_table(group: Group) -> Table:
     sample = group.sample
     primary, higher = sample.primary_metric, sample.higher_is_better
     rows = [build_row(seeds, PLAIN if name == PLAIN else "method") for name, seeds in group.students.items()]
-    teacher = build_row(dict(enumerate(group.teachers)), TEACHER) if group.teachers else None
-    if teacher is not None and len({t.seed for t in group.teachers}) == len(group.teachers):
-        teacher = build_row({t.seed: t for t in group.teachers}, TEACHER)
-    rows = _compared(rows, teacher, primary, higher)
+    teachers = [build_row(seeds, TEACHER, name) for name, seeds in group.references.items()]
+    reference = next((t for t in teachers if t.method == group.reference), None)
+    rows = _compared(rows, reference, primary, higher)
     rows.sort(key=lambda r: (r.role != PLAIN, _order(r, primary, higher), r.method))
-    names = {m: None for r in group.records if not is_teacher(r.method) for m in r.metrics}
-    names = names or {m: None for r in group.records for m in r.metrics}
-    student = next((r.student for r in group.records if not is_teacher(r.method)), None)
+    shown = [r for seeds in group.students.values() for r in seeds.values()]
+    names = {m: None for r in shown or group.records for m in r.metrics}
     return Table(
         name=group.name,
         benchmark=group.benchmark,
@@ -121,11 +78,13 @@ def build_table(group: Group) -> Table:
         primary=primary,
         higher_is_better=higher,
         metrics=(primary, *(m for m in names if m != primary)),
-        teacher=group.teachers[0].student.name if group.teachers else None,
-        student=student.name if student else "",
-        rows=tuple([teacher, *rows] if teacher else rows),
+        teacher=", ".join(dict.fromkeys(t.network for t in teachers)) or None,
+        student=shown[0].student.name if shown else "",
+        reference=group.reference,
+        rows=(*teachers, *rows),
         environments=environments(group.records),
         warnings=tuple(group.warnings),
+        ablations=build_ablations(group),
     )
 
 
@@ -134,29 +93,8 @@ def build_tables(groups: Iterable[Group]) -> list[Table]:
     return [build_table(g) for g in groups]
 
 
-def build_row(seeds: Mapping[int, RunRecord], role: str) -> Row:
-    """Aggregate one method's records, without what needs the other rows."""
-    records = list(seeds.values())
-    metrics = {m: None for r in records for m in r.metrics}
-    cells = {}
-    for metric in metrics:
-        values = {s: r.metrics[metric] for s, r in seeds.items() if metric in r.metrics}
-        cells[metric] = Cell(metric, values, estimate(list(values.values())))
-    latencies = [r.cost.student_latency_ms for r in records if r.cost.student_latency_ms is not None]
-    cost = CostCells(
-        parameters=records[0].student.parameters,
-        flops=records[0].student.flops,
-        student_latency_ms=median(latencies) if latencies else None,
-        train_seconds=fmean(r.cost.train_seconds for r in records),
-        peak_memory_mb=fmean(r.cost.peak_memory_mb for r in records),
-        teacher_forwards=fmean(r.cost.teacher_forwards for r in records),
-    )
-    flags = tuple(s for s in FLAGGED if any(r.status == s for r in records))
-    return Row(records[0].method, role, cells, cost, {s: r.id for s, r in seeds.items()}, flags=flags)
-
-
 def _compared(rows: list[Row], teacher: Row | None, primary: str, higher: bool) -> list[Row]:
-    """Add gains, adjusted p, gap closed and rank, which need the other rows."""
+    """Add gains, adjusted p, gap closed, rank and what differs from the plain student, which need the other rows."""
     plain = next((r for r in rows if r.role == PLAIN), None)
     gains = [
         paired(r.cells[primary].values, plain.cells[primary].values) if plain and r.role != PLAIN else None
@@ -177,8 +115,9 @@ def _compared(rows: list[Row], teacher: Row | None, primary: str, higher: bool) 
             base = fmean(plain.cells[primary].values[s] for s in gain.seeds)
             top = teacher.cells[primary].estimate.mean
             closed = gap_closed(base + gain.difference.mean, base, top, higher_is_better=higher)
-        fields = {k: getattr(row, k) for k in ("method", "role", "cells", "cost", "records", "flags")}
-        done.append(Row(**fields, gain=gain, p=p, gap_closed=closed, rank=placed.get(row.method)))
+        other = plain is not None and row.cost.parameters != plain.cost.parameters
+        rank = placed.get(row.method)
+        done.append(replace(row, gain=gain, p=p, gap_closed=closed, rank=rank, other_network=other))
     return done
 
 
@@ -193,11 +132,14 @@ def environments(records: Iterable[RunRecord]) -> tuple[dict[str, Any], ...]:
     return tuple({**dict(key), "runs": n} for key, n in counts.most_common())
 
 
-def to_json(table: Table) -> dict[str, Any]:
-    """The table as JSON values; seeds become strings."""
+def to_json(table: Table, *, ablations: bool = True) -> dict[str, Any]:
+    """The table as JSON values, with its ablations or without; seeds become strings."""
     raw = asdict(table)
-    for row, source in zip(raw["rows"], table.rows):
+    points = [(p, s) for a, b in zip(raw["ablations"], table.ablations) for p, s in zip(a["points"], b.points)]
+    for row, source in [*zip(raw["rows"], table.rows), *((p["row"], s.row) for p, s in points)]:
         row["n"] = source.n
+    if not ablations:
+        del raw["ablations"]
     return raw
 
 

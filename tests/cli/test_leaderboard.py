@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 
 from limbeck.cli import leaderboard
 from limbeck.errors import UserError
-from limbeck.leaderboard.store import NoResults
-from tests.leaderboard.fabricate import fabricate, suite, with_values, write_all
+from limbeck.leaderboard.checks import NoResults
+from tests.leaderboard.fabricate import fabricate, suite, vary, with_values, write_all
 
 
 @pytest.fixture
@@ -39,6 +39,33 @@ def test_show_prints_tables(results: Path) -> None:
 def test_show_json(results: Path) -> None:
     tables = json.loads(call("show", "toy", "--results", results, "--json"))
     assert [r["method"] for r in tables[0]["rows"]][:2] == ["teacher", "plain"]
+
+
+def test_show_prints_ablations_unless_told_not_to(results: Path) -> None:
+    write_all(results, vary("KD", "temperature", [2.0, 8.0]))
+    assert "KD: temperature" in call("show", "--results", results)
+    assert "KD: temperature" not in call("show", "--results", results, "--no-ablations")
+    (table,) = json.loads(call("show", "--results", results, "--json"))
+    assert [p["label"] for p in table["ablations"][0]["points"]] == ["base", "2", "8"]
+    assert "ablations" not in json.loads(call("show", "--results", results, "--json", "--no-ablations"))[0]
+
+
+def test_variants_stay_out_of_the_readme(results: Path, tmp_path: Path) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text("<!-- table: toy -->\n<!-- /table -->\n")
+    call("build", "--results", results, "--out", tmp_path / "site", "--readme", readme)
+    write_all(results, vary("KD", "temperature", [2.0, 8.0]))
+    assert "what the records say" in call("build", "--results", results, "--readme", readme, "--check")
+
+
+def test_compare_takes_a_variant(results: Path) -> None:
+    write_all(results, vary("KD", "temperature", [2.0, 8.0]))
+    text = call("compare", "toy", "KD@temperature=2.0", "KD", "--results", results)
+    assert "KD@temperature=2.0 against KD" in text
+    assert "KD: temperature" in text
+    assert "over KD" not in call("compare", "toy", "DKD", "KD", "--results", results, "--no-ablations")
+    found = json.loads(call("compare", "toy", "KD@temperature=2", "KD", "--results", results, "--json"))
+    assert found[0]["a"] == "KD@temperature=2.0"
 
 
 def test_missing_results_are_one_sentence(tmp_path: Path) -> None:
@@ -84,7 +111,7 @@ def test_verify_exit_status(results: Path, tmp_path: Path, monkeypatch: pytest.M
     file.write_bytes(b"w")
     digest = hashlib.sha256(b"w").hexdigest()
     record = fabricate("KD", 0, student_sha256=digest)
-    write_all(results, [record])
+    write_all(results, [record, *vary("KD", "temperature", [2.0]), fabricate("teacher-vit", 0)])
     answer = dict(record.metrics)
 
     def evaluation() -> tuple[Any, Any]:
@@ -93,7 +120,7 @@ def test_verify_exit_status(results: Path, tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(leaderboard, "_evaluation", evaluation)
     text = call("verify", "--results", results)
     assert "toy/big-small/kd/seed0: holds" in text
-    assert "1 holds, 0 off, 9 no weights" in text
+    assert "1 holds, 0 off, 13 no weights" in text
     answer["top1"] += 1
     assert "off by +1 top1" in call("verify", "--results", results, status=1)
     found = json.loads(call("verify", "--results", results, "--json", status=1))

@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from limbeck.engine.config import is_teacher
 from limbeck.engine.record import FailureRecord, RunRecord, config_hash, record_id, write_record
+from limbeck.engine.variant import Variant
 from limbeck.engine.weights import sha256_json
 
 ARCHIVE = Path(__file__).parent / "data" / "records_v1"
@@ -17,14 +19,20 @@ STRENGTH = {"teacher": 98.0, "plain": 95.0, "kd": 96.0, "dkd": 96.4, "dist": 95.
 
 
 def fabricate(method: str = "plain", seed: int = 0, /, **changes: Any) -> RunRecord:
-    """A valid record; keys of `changes` replace fields, with '__' for nested ones (recipe__selection='last')."""
+    """A valid record; keys of `changes` replace fields, with '__' for nested ones (recipe__selection='last').
+
+    `model` is the 'model' part of its config, see `linked`; by default there is none.
+    """
+    built = changes.pop("model", None)
     place = dict(benchmark="toy", pair="big-small", task="image-classification") | {
         k: changes.pop(k) for k in ("benchmark", "pair", "task") if k in changes
     }
     benchmark, pair = str(place["benchmark"]), str(place["pair"])
-    teacher = method.lower() == "teacher"
+    teacher = is_teacher(method)
+    alone = teacher or method.lower() == "plain"
     config = dict(fixture=True, method=method, seed=seed, **place)
     rng = np.random.default_rng(int(sha256_json(config)[:8], 16))
+    config |= {} if built is None else {"model": built}
     top1 = STRENGTH.get(method.lower(), 95.5) + rng.normal(0, 0.25)
     model = dict(name="BigNet", parameters=1_200_000, flops=90_000_000)
     small = dict(name="SmallNet", parameters=78_000, flops=12_400_000)
@@ -35,7 +43,7 @@ def fabricate(method: str = "plain", seed: int = 0, /, **changes: Any) -> RunRec
         data=dict(
             name="made-up", content_hash="d" * 64, split="test", train_samples=800, val_samples=200, test_samples=500
         ),
-        teacher=None if method.lower() in ("teacher", "plain") else model,
+        teacher=None if alone else model,
         student=model if teacher else small,
         config=config,
         config_hash=config_hash(config),
@@ -54,7 +62,7 @@ def fabricate(method: str = "plain", seed: int = 0, /, **changes: Any) -> RunRec
         cost=dict(
             train_seconds=(40.0 if teacher else 6.0) + rng.uniform(0, 1),
             samples_seen=16_000,
-            teacher_forwards=0 if method.lower() in ("teacher", "plain") else 800,
+            teacher_forwards=0 if alone else 800,
             peak_memory_mb=500 + rng.uniform(0, 20),
             student_latency_ms=(3.2 if teacher else 0.9) + rng.uniform(0, 0.1),
         ),
@@ -69,8 +77,8 @@ def fabricate(method: str = "plain", seed: int = 0, /, **changes: Any) -> RunRec
         ),
         student_sha256=sha256_json([benchmark, pair, method, seed, "weights"]),
         initial_hash=sha256_json([benchmark, pair, teacher, seed, "initial"]),
-        teacher_record=None if method.lower() in ("teacher", "plain") else record_id(benchmark, pair, "teacher", 0),
-        plain_record=None if method.lower() in ("teacher", "plain") else record_id(benchmark, pair, "plain", seed),
+        teacher_record=None if alone else record_id(benchmark, pair, "teacher", 0),
+        plain_record=None if alone else record_id(benchmark, pair, "plain", seed),
         finished="2025-01-01T00:00:00+00:00",
     )
     for key, value in changes.items():
@@ -82,6 +90,23 @@ def fabricate(method: str = "plain", seed: int = 0, /, **changes: Any) -> RunRec
     if "config" in changes:
         values["config_hash"] = config_hash(values["config"])
     return RunRecord.model_validate(values)
+
+
+def linked(
+    *links: dict[str, Any], task_weight: float = 1.0, student: dict[str, Any] | None = None, **teachers: str
+) -> dict[str, Any]:
+    """The 'model' part of a run's config: its links, its student, and its frozen teachers' record ids by member."""
+    members = {name: dict(type="frozen", model={}, weights=f"run://{identity}") for name, identity in teachers.items()}
+    trained = dict(type="trained", model=student or dict(type="SmallNet"))
+    return dict(members={**members, "student": trained}, links=list(links), task_weight=task_weight)
+
+
+def vary(
+    method: str, option: str, values: Iterable[Any], seeds: Iterable[int] = range(3), **changes: Any
+) -> list[RunRecord]:
+    """Variants of a method, one a value, on every seed."""
+    seeds = list(seeds)
+    return [fabricate(Variant(option, v).method(method), s, **changes) for v in values for s in seeds]
 
 
 def suite(

@@ -12,17 +12,16 @@ import scipy.stats
 from rich.console import Console
 
 from limbeck.errors import UnknownName
+from limbeck.leaderboard.checks import MixedRecords, ResultsError
 from limbeck.leaderboard.compare import (
     compare_benchmark,
     compare_methods,
     comparison_json,
     render_comparison,
-    render_reproduction,
-    reproduce,
-    reproduce_results,
 )
-from limbeck.leaderboard.store import MixedRecords, ResultsError, load_results
-from tests.leaderboard.fabricate import fabricate, suite, with_values, write_all
+from limbeck.leaderboard.reproduce import render_reproduction, reproduce, reproduce_results
+from limbeck.leaderboard.store import load_results
+from tests.leaderboard.fabricate import fabricate, suite, vary, with_values, write_all
 
 PLAIN, KD, DKD = [70.0, 71.0, 72.0], [72.0, 72.5, 74.5], [70.5, 71.5, 71.0, 99.0]
 
@@ -32,8 +31,8 @@ def folder(tmp_path: Path) -> Path:
     return write_all(tmp_path / "a", with_values("plain", PLAIN) + with_values("KD", KD) + with_values("DKD", DKD))
 
 
-def printed(render: object, found: object) -> str:
-    console = Console(file=io.StringIO(), width=100)
+def printed(render: object, found: object, width: int = 100) -> str:
+    console = Console(file=io.StringIO(), width=width)
     render(found, console)  # type: ignore[operator]
     return console.file.getvalue()  # type: ignore[attr-defined]
 
@@ -93,6 +92,48 @@ def test_compare_renders_and_dumps(folder: Path) -> None:
     assert "KD − DKD" in text
     assert "+2.00" in text
     assert json.loads(json.dumps(comparison_json(found)))["metrics"]["top1"]["a"]["2"] == 74.5
+
+
+def test_compare_takes_a_named_variant(folder: Path) -> None:
+    write_all(folder, with_values("KD@temperature=2.0", DKD[:3]) + vary("FitNet", "taps", [[("layer1", "layer1")]]))
+    results = load_results(folder)
+    (found,) = compare_benchmark(results, "toy", "KD@temperature=2", "kd")
+    assert (found.a, found.b) == ("KD@temperature=2.0", "KD")
+    assert found.metrics["top1"].paired.difference.mean == pytest.approx(np.mean(np.subtract(DKD[:3], KD)))
+    assert [a.name for a in found.ablations] == ["FitNet@taps", "KD@temperature"]
+    text = printed(render_comparison, found)
+    assert "KD: temperature" in text
+    assert "over KD" in text
+    assert "Ablations" not in printed(lambda f, console: render_comparison(f, console, ablations=False), found)
+    assert len(comparison_json(found)["ablations"]) == 2
+    assert "ablations" not in comparison_json(found, ablations=False)
+
+
+def test_compare_of_two_variants_fits_80_columns(folder: Path) -> None:
+    write_all(folder, vary("KD", "temperature", [2.0]) + vary("FitNet", "taps", [[("layer1", "layer1")]]))
+    group = load_results(folder).groups[0]
+    found = compare_methods(group, "KD@temperature=2.0", "FitNet@taps=[('layer1', 'layer1')]")
+    text = printed(render_comparison, found, width=80)
+    assert max(map(len, text.splitlines())) <= 80
+    assert f"{found.metrics['top1'].paired.difference.mean:+.2f} ±".replace("-", "−") in text
+
+
+def test_compare_takes_teachers_by_name(folder: Path) -> None:
+    write_all(folder, with_values("teacher", [76.0]) + with_values("teacher-vit", [80.0]))
+    found = compare_methods(load_results(folder).groups[0], "teacher-vit", "teacher")
+    assert found.metrics["top1"].paired.difference.mean == 4.0
+
+
+def test_reproduce_looks_for_variants_and_teachers_too(tmp_path: Path, folder: Path) -> None:
+    write_all(folder, vary("KD", "temperature", [2.0]) + with_values("teacher-vit", [80.0]))
+    assert verdicts(folder, folder) == dict.fromkeys(
+        ("teacher-vit", "plain", "KD", "DKD", "KD@temperature=2.0"), "identical"
+    )
+    ours = write_all(tmp_path / "ours", with_values("plain", PLAIN))
+    assert verdicts(ours, folder)["KD@temperature=2.0"] == "missing"
+    assert reproduce_results(folder, ours).only_ours == tuple(
+        f"toy/big-small/{m}" for m in ("dkd", "kd", "kd@temperature=2.0", "teacher-vit")
+    )
 
 
 def verdicts(ours: Path, theirs: Path, **options: object) -> dict[str, str]:

@@ -16,8 +16,8 @@ import pytest
 from limbeck.engine.record import read_record
 from limbeck.errors import OutputError
 from limbeck.leaderboard import site as module
+from limbeck.leaderboard.checks import NoResults
 from limbeck.leaderboard.site import build_site
-from limbeck.leaderboard.store import NoResults
 from tests.leaderboard.fabricate import fabricate, suite, write_all
 
 METHODS = ("KD", "DKD", "DIST", "FitNet")

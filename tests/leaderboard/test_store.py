@@ -9,14 +9,14 @@ import pytest
 
 from limbeck.engine.record import record_path, write_failure
 from limbeck.errors import CorruptFile, UnknownName, UserError
-from limbeck.leaderboard.store import (
+from limbeck.leaderboard.checks import (
     DuplicateRecord,
     MisplacedRecord,
     MissingBaseline,
     MixedRecords,
     NoResults,
-    load_results,
 )
+from limbeck.leaderboard.store import load_results
 from tests.leaderboard.fabricate import ARCHIVE, damage, fabricate, failure, suite, with_values, write_all
 
 

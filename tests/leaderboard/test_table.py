@@ -101,6 +101,54 @@ def test_single_seed_has_neither_interval_nor_rank(tmp_path: Path) -> None:
     assert "±" not in to_markdown(table).split("\n\n")[1]
 
 
+def test_each_teacher_is_a_row_and_one_measures_the_gap(tmp_path: Path) -> None:
+    write_all(tmp_path, with_values("plain", PLAIN) + with_values("teacher", [76.0]) + with_values("KD", KD))
+    write_all(tmp_path, with_values("teacher-vit", [80.0, 82.0], student__name="TinyViT"))
+    vit = [f"toy/big-small/teacher-vit/seed{s % 2}" for s in range(3)]
+    write_all(tmp_path, (with_values("DKD-vit", DKD, teacher_record=vit[s])[s] for s in range(3)))
+    table = build_table(load_results(tmp_path).groups[0])
+    assert [(r.method, r.role, r.n, r.rank) for r in table.rows[:3]] == [
+        ("teacher", "teacher", 1, None),
+        ("teacher-vit", "teacher", 2, None),
+        ("plain", "plain", 3, row(table, "plain").rank),
+    ]
+    assert row(table, "teacher-vit").cells["top1"].estimate.mean == 81.0  # of its two seeds
+    assert (table.teacher, table.reference) == ("BigNet, TinyViT", "teacher")
+    assert row(table, "DKD-vit").gap_closed == pytest.approx((np.mean(DKD) - 71) / (76 - 71))
+    write_all(tmp_path, with_values("DIST", DKD, teacher_record=vit[0]))
+    table = build_table(load_results(tmp_path).groups[0])
+    assert row(table, "KD").gap_closed == pytest.approx((73 - 71) / (81 - 71))
+    assert "(teacher-vit − plain)" in to_markdown(table)
+
+
+def test_marks_are_explained(tmp_path: Path) -> None:
+    write_all(tmp_path, suite(("DIST",), range(3)))
+    assert "†" not in to_markdown(build_table(load_results(tmp_path).groups[0]))
+    said = dict(assumption="The weight is ours.")
+    write_all(tmp_path, [fabricate(m, s, **said) for m in ("KD", "DKD") for s in range(3)])
+    other = dict(assumption="The projector is.", student__name="SimKDStudent", student__parameters=96_000)
+    write_all(tmp_path, [fabricate("SimKD", s, **other) for s in range(3)])
+    table = build_table(load_results(tmp_path).groups[0])
+    assert {r.method: r.marks for r in table.rows if r.marks} == {"KD": "†", "DKD": "†", "SimKD": "†‡"}
+    console = Console(file=io.StringIO(), width=100)
+    render(table, console)
+    text = " ".join(console.file.getvalue().split())  # type: ignore[attr-defined]
+    for shown in (text, to_markdown(table)):
+        assert "KD†" in shown
+        assert "SimKD†‡" in shown
+        names = " and ".join(sorted(n for n in ("DKD, KD", "KD, DKD") if f"{n}: The weight is ours." in shown))
+        assert names in ("DKD, KD", "KD, DKD")
+        assert "SimKD: The projector is." in shown
+        assert "‡ Deploys another network than the plain student (SmallNet, 78k parameters): SimKD SimKDS" in shown
+        assert "teacher‡" not in shown
+    assert json.loads(json.dumps(to_json(table)))["rows"][2]["assumption"] in (None, "The weight is ours.")
+
+
+def test_best_method_is_bold_with_its_mark(tmp_path: Path) -> None:
+    write_all(tmp_path, with_values("plain", PLAIN) + with_values("KD", [90.0, 90.1, 90.2], assumption="All."))
+    assert "| **KD†** |" in to_markdown(build_table(load_results(tmp_path).groups[0]))
+
+
 def test_json_round_trips(tmp_path: Path) -> None:
     table = small(tmp_path)
     raw = json.loads(json.dumps(to_json(table)))

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from limbeck.errors import CorruptFile
+from limbeck.leaderboard.store import load_results
 from limbeck.leaderboard.verify import Tolerance, verification_json, verify_record, verify_records
-from tests.leaderboard.fabricate import fabricate
+from tests.leaderboard.fabricate import fabricate, suite, vary, write_all
 
 RECORDED = {"top1": 70.0, "nll": 2.0, "ece": 0.1}
 
@@ -57,6 +58,19 @@ def test_no_weights_are_not_evaluated(weights: dict[str, Path]) -> None:
         raise AssertionError
 
     assert verify_record(fabricate("KD", 0), never, weights).text == "no weights"
+
+
+def test_variants_and_further_teachers_without_weights_are_told(weights: dict[str, Path], tmp_path: Path) -> None:
+    write_all(tmp_path / "r", suite(("KD",), range(2)) + vary("KD", "temperature", [2.0], range(2)))
+    write_all(tmp_path / "r", [fabricate("teacher-vit", 0, student_sha256=next(iter(weights)), metrics=RECORDED)])
+    group = load_results(tmp_path / "r").groups[0]
+    found = {v.id.removeprefix("toy/big-small/"): v.text for v in verify_records(group.records, evaluated, weights)}
+    names = [f"{m}/seed{s}" for m in ("plain", "kd", "kd@temperature=2.0") for s in range(2)]
+    assert found == dict.fromkeys(["teacher/seed0", *names], "no weights") | {"teacher-vit/seed0": "holds"}
+
+
+def evaluated(config: dict[str, Any], path: Path) -> dict[str, float]:
+    return RECORDED
 
 
 def test_damaged_weights_are_refused(weights: dict[str, Path]) -> None:

@@ -143,11 +143,72 @@ function latency(node, data) {
   }, { displayModeBar: false, responsive: true });
 }
 
+// Ticks that stand at least `room` pixels apart, the method's own value first.
+function ticks(points, pixel, room) {
+  const kept = [];
+  for (const p of [...points].sort((a, b) => b.base - a.base)) {
+    if (kept.every((k) => Math.abs(pixel(k.x) - pixel(p.x)) >= room)) kept.push(p);
+  }
+  return kept;
+}
+
+// One option of a method: numbers along the x axis, else one line a value; the plain student's mean dashed.
+function ablation(node, data) {
+  const c = colours();
+  const nominal = data.axis === "nominal", log = data.axis === "log";
+  const points = nominal ? data.points.map((p, i) => ({ ...p, x: i })) : data.points.filter((p) => p.x !== null);
+  const unread = data.points.filter((p) => p.base && !points.some((q) => q.base));
+  const colour = (p) => (p.base ? c.ink : c.accent);
+  const symbols = points.map((p) => (p.base ? "diamond" : "circle") + (p.flagged ? "-open" : ""));
+  const bars = {
+    type: "data", symmetric: false, thickness: 1.8, width: 3,
+    array: points.map((p) => p.high - p.mean), arrayminus: points.map((p) => p.mean - p.low),
+  };
+  const trace = (more) => ({
+    type: "scatter", cliponaxis: false, hoverinfo: "text", text: points.map((p) => p.hover),
+    customdata: points.map((p) => p.popover), ...more,
+    marker: { size: points.map((p) => (p.base ? 11 : 8)), symbol: symbols, color: points.map(colour), opacity: 1 },
+  });
+  const rules = [...(data.plain === null ? [] : [["plain", data.plain, c.plain]]), ...unread.map((p) => [data.method, p.mean, c.ink])];
+  const ends = [...points.flatMap((p) => [p.low, p.high]), ...rules.map((r) => r[1])];
+  const range = padded(Math.min(...ends), Math.max(...ends), 0.08);
+  const rule = ([, at, line]) => ({
+    type: "line", layer: "below", line: { color: line, width: 1.2, dash: "dash" },
+    ...(nominal ? { x0: at, x1: at, yref: "paper", y0: 0, y1: 1 } : { y0: at, y1: at, xref: "paper", x0: 0, x1: 1 }),
+  });
+  const said = ([text, at, colour]) => ({
+    text: text.replace(/</g, "&lt;"), showarrow: false, font: { size: 11, color: colour },
+    ...(nominal ? { x: at, yref: "paper", y: 1, yanchor: "bottom" } : { y: at, xref: "paper", x: 1, xanchor: "left", xshift: 3 }),
+  });
+  const measured = { range, title: { text: data.title, font: { size: 12, color: c.soft }, standoff: 6 } };
+  const layout = { ...baseLayout(c), shapes: rules.map(rule), annotations: rules.map(said) };
+  if (nominal) {
+    const longest = Math.max(...points.map((p) => p.label.length));
+    return Plotly.react(node, [trace({ mode: "markers", x: points.map((p) => p.mean), y: points.map((p) => p.x), error_x: { ...bars, color: c.accent } })], {
+      ...layout, height: 76 + 24 * points.length, margin: { l: Math.min(190, 18 + 7.2 * longest), r: 16, t: 22, b: 42 },
+      xaxis: axis(c, measured),
+      yaxis: axis(c, { range: [points.length - 0.4, -0.6], showgrid: false, tickvals: points.map((p) => p.x), ticktext: points.map((p) => p.label) }),
+    }, { displayModeBar: false, responsive: true });
+  }
+  const scale = (x) => (log ? Math.log10(x) : x);
+  const [low, high] = padded(scale(points[0].x), scale(points.at(-1).x), 0.06);
+  const margin = { l: 54, r: 26 + 6.6 * Math.max(0, ...rules.map((r) => r[0].length)), t: 12, b: 46 };
+  const pixel = (x) => (node.clientWidth - margin.l - margin.r) * (scale(x) - low) / (high - low);
+  const marked = ticks(points, pixel, 10 + 7 * Math.max(...points.map((p) => p.label.length)));
+  return Plotly.react(node, [trace({ mode: "lines+markers", x: points.map((p) => p.x), y: points.map((p) => p.mean), error_y: { ...bars, color: c.accent }, line: { color: c.accent, width: 1.5 } })], {
+    ...layout, height: 260, margin,
+    xaxis: axis(c, { type: log ? "log" : "linear", range: [low, high], showgrid: false, tickvals: marked.map((p) => p.x), ticktext: marked.map((p) => p.label), title: { text: data.option.replace(/</g, "&lt;"), font: { size: 12, color: c.soft }, standoff: 8 } }),
+    yaxis: axis(c, measured),
+  }, { displayModeBar: false, responsive: true });
+}
+
+const PLOTS = { dots, latency, ablation };
+
 function draw() {
   if (typeof Plotly === "undefined") return;
   for (const node of document.querySelectorAll(".canvas")) {
     const data = JSON.parse(document.getElementById(`data-${node.dataset.group}`).textContent);
-    (node.dataset.plot === "dots" ? dots : latency)(node, data);
+    PLOTS[node.dataset.plot](node, data);
     if (!node.dataset.wired) {
       node.dataset.wired = "1";
       node.on("plotly_click", (event) => {
