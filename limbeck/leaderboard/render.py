@@ -101,7 +101,7 @@ def marks(table: Table) -> list[str]:
     for row in table.rows:
         if row.assumption is not None:
             said.setdefault(row.assumption, []).append(row.method)
-    notes = ["† Ours, not the paper's: " + " ".join(f"{', '.join(n)}: {s}" for s, n in said.items())] if said else []
+    notes = [f"† {', '.join(names)}, ours, not the paper's: {sentence}" for sentence, names in said.items()]
     plain = next((r for r in table.rows if r.role == PLAIN), None)
     others = [f"{r.method} {r.network}, {count(r.cost.parameters)}" for r in table.rows if r.other_network]
     if others and plain is not None:

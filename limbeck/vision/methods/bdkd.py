@@ -98,9 +98,7 @@ class BDKD(Method):
     """
 
     default_taps = (("logits", "logits"),)
-    assumption = (
-        "reconstructed from the abstract: sample weights by the sign of the entropy gap, delta 2, T 3, weights 1"
-    )
+    assumption = "Reconstructed from the abstract: sample weights by the sign of the entropy gap, delta 2, T 3."
 
     def __init__(
         self,

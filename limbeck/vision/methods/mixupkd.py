@@ -117,7 +117,7 @@ class MixupKD(Method):
 
     default_taps = (("logits", "logits"),)
     alters_batch = True
-    assumption = "the fraction counts the rows that are mixed, exactly; mixing keeps the order of the batch"
+    assumption = "The fraction counts exactly the rows that are mixed; mixing keeps the order of the batch."
 
     def __init__(
         self,

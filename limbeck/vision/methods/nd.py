@@ -101,7 +101,7 @@ class ND(Method):
 
     default_taps = (("global_pool", "global_pool"),)
     wants_data = True
-    assumption = "class centres are taken over the training images without augmentation"
+    assumption = "Class centres are taken over the training images without augmentation."
     centres: Tensor | None
     project: nn.Module
 

@@ -80,9 +80,8 @@ class OFAKD(Method):
 
     default_taps = (("logits", "layer1"), ("logits", "layer2"), ("logits", "layer3"), ("logits", "logits"))
     assumption = (
-        "ε of each pair is the code's default 1 (the paper tunes it); stages are counted back from the student's last, "
-        "so a student of three stages has branches 2 to 4; a branch without patch merging projects tokens of another "
-        "width by a linear layer."
+        "ε is the code's default 1, which the paper tunes; a student of three stages has branches 2 to 4; a branch "
+        "without patch merging projects tokens of another width by a linear layer."
     )
     branches: nn.ModuleList
 

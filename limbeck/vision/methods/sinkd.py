@@ -92,7 +92,7 @@ class SinKD(Method):
     """
 
     default_taps = (("logits", "logits"),)
-    assumption = "no official vision setting: the mean over the batch, its weight and the pairing with KD are ours"
+    assumption = "No official vision setting: the mean over the batch, its weight and the pairing with KD."
 
     def __init__(
         self,
