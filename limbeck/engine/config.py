@@ -10,7 +10,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from limbeck.engine.record import Selection, Task, record_id
 from limbeck.errors import ConfigError, UnknownName
@@ -128,6 +128,24 @@ class PairConfig(_Strict):
         default_factory=dict, description="published values of the primary metric by method; shown, never ranked"
     )
     reported_source: str = ""
+
+    @field_validator("methods")
+    @classmethod
+    def _names_of_methods(cls, methods: dict[str, MethodConfig]) -> dict[str, MethodConfig]:
+        for name in methods:
+            if is_teacher(name) or "@" in name:
+                raise ValueError(
+                    f"no method is named {name!r}: 'teacher' and 'teacher-…' name teachers, what has an '@' a variant"
+                )
+        return methods
+
+    @field_validator("teachers")
+    @classmethod
+    def _names_of_teachers(cls, teachers: dict[str, TeacherConfig]) -> dict[str, TeacherConfig]:
+        for name in teachers:
+            if name in (TEACHER, "student") or "@" in name:
+                raise ValueError(f"no further teacher is named {name!r}; choose a name of its own without '@'")
+        return teachers
 
     def method_names(self) -> list[str]:
         """'plain' and the methods, in the file's order."""
@@ -274,17 +292,19 @@ def expand(
     if base.lower() not in known:
         raise UnknownName("method", base, known.values(), f"in pair {pair.benchmark}/{pair.pair}")
     name = known[base.lower()]
+    teacher = _teacher_of(pair, name)
+    if teacher is not None and variant is not None:
+        raise ConfigError(f"{method}: a teacher has no variants; vary a method that it teaches, or its own config")
     spec = pair.methods.get(name, MethodConfig())
     student_model = spec.student or pair.student
     if variant is not None:
         spec, student_model = apply_variant(spec, student_model, variant, name)
-    teacher = _teacher_of(pair, name)
     student: Dict = dict(type="trained", model=student_model if teacher is None else teacher.model)
     members: Dict = {n: _frozen(pair, n, given.get(n, TrainedTeacher())) for n in teachers_of(spec)}
     for member, keys in spec.members.items():
         if member not in members:
             raise UnknownName("member", member, members, f"in members of method {name}")
-        own = members[member] if keys.get("type", "frozen") == "frozen" else {"model": members[member]["model"]}
+        own = members[member] if keys.get("type", "frozen") == "frozen" else {"model": _model_of(pair, member)}
         members[member] = {**own, **keys}
     model = dict(
         type="Distiller",
@@ -297,6 +317,9 @@ def expand(
     data = pair.data
     if teacher is not None and (changed := {**pair.teacher_data, **teacher.data}):
         data = parse(DataConfig, {**pair.data.model_dump(), **changed}, "teacher_data")
+    if teacher is None and pair.cache and data.train.get("augment") is not None:
+        # A cache wants one pool of views for every seed; plain and uncached methods then see that pool too.
+        data = data.model_copy(update=dict(train={"seed": 0, **data.train}))
     recipe = pair.recipe if teacher is None else teacher.recipe or pair.teacher_recipe or pair.recipe
     value = dict(
         task=pair.task,
@@ -332,10 +355,14 @@ def teachers_of(spec: MethodConfig) -> list[str]:
     return list(found)
 
 
-def _frozen(pair: PairConfig, member: str, trained: TrainedTeacher) -> Dict:
+def _model_of(pair: PairConfig, member: str) -> Dict:
     if member != TEACHER and member not in pair.teachers:
         raise UnknownName("teacher", member, [TEACHER, *pair.teachers], f"in pair {pair.benchmark}/{pair.pair}")
-    model = pair.teacher if member == TEACHER else pair.teachers[member].model
+    return pair.teacher if member == TEACHER else pair.teachers[member].model
+
+
+def _frozen(pair: PairConfig, member: str, trained: TrainedTeacher) -> Dict:
+    model = _model_of(pair, member)
     own = bool(model.get("pretrained"))
     return dict(
         type="frozen",

@@ -160,6 +160,20 @@ class Distiller(BaseModel):
         """The links, typed."""
         return [cast(Method, link) for link in self.links]
 
+    def identity(self, name: str) -> dict[str, Any]:
+        """What decides a frozen member's outputs on given inputs, for keys of caches: network, weights, versions."""
+        from limbeck import __version__
+
+        model = self.specs[name].model
+        config = {k: v for k, v in model.items() if k != "pretrained"} if isinstance(model, Mapping) else repr(model)
+        return dict(
+            model=config,
+            weights=self.frozen_hashes[name],
+            precision=self.specs[name].precision,
+            limbeck=__version__,
+            torch=torch.__version__,
+        )
+
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Distiller:
         super()._apply(fn, recurse)
         for model in (*self.frozen.values(), *self.shadows.values()):
@@ -243,6 +257,7 @@ class Distiller(BaseModel):
             fixed = member not in self.members
             with torch.set_grad_enabled(torch.is_grad_enabled() and not fixed):
                 store, _ = self._run(member, inputs, batch, wanted, with_loss=False)
+            self.teacher_forwards += batch_size(batch) if member in self.frozen else 0
             return [store[tap] for tap in wanted]
 
         return again
@@ -259,6 +274,7 @@ class Distiller(BaseModel):
     def _run(self, name: str, inputs: Any, batch: Batch, taps: list[str], *, with_loss: bool) -> tuple[Tapped, Forward]:
         model = self.member(name)
         precision = self.specs[name].precision
+        taps = list(dict.fromkeys(taps))  # a link may read one tap in several pairs
         with ExitStack() as stack:
             store = stack.enter_context(tapped(model, taps))
             if precision != "float32":
@@ -310,7 +326,7 @@ class Distiller(BaseModel):
         trained = method if own else self.members[method.student]
         params = [p for p in trained.parameters() if p.requires_grad]
         try:
-            grads = torch.autograd.grad(value, params, retain_graph=True, allow_unused=True)
+            grads = torch.autograd.grad(value, params, retain_graph=True, allow_unused=True) if params else ()
         except RuntimeError as error:
             if "checkpoint" not in str(error):
                 raise

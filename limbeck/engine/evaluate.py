@@ -72,7 +72,10 @@ def evaluate(
         member.eval()
     metric.reset()
     kept = [None if cache is None else cache.load(member, loader) for member in members]
-    made: list[list[Any]] = [[] for _ in members]
+    made: list[list[Any] | None] = [  # what is not kept would only fill memory
+        [] if cache is not None and old is None and cache.keeps(member, loader) else None
+        for member, old in zip(members, kept)
+    ]
     for index, data in enumerate(loader):
         ready = cast(dict[str, Any], preprocess(data, False))
         batch = adapter.batch(ready["inputs"], ready["data_samples"])
@@ -86,11 +89,12 @@ def evaluate(
             )
         metric.update(*found)
         for mine, new in zip(made, found):
-            mine.append(new)
-    for member, mode, old, new in zip(members, modes, kept, made):
+            if mine is not None:
+                mine.append(new)
+    for member, mode, mine in zip(members, modes, made):
         member.train(mode)
-        if cache is not None and old is None and all(len(batch) == 1 for batch in new):
-            cache.save(member, loader, [batch[0] for batch in new])
+        if cache is not None and mine is not None and all(len(new) == 1 for new in mine):
+            cache.save(member, loader, [new[0] for new in mine])
     return metric.values()
 
 

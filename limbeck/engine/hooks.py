@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -45,6 +46,13 @@ class Facts:
     best: dict[str, float] = field(default_factory=dict)
     last_val: dict[str, float] = field(default_factory=dict)
 
+    @contextmanager
+    def timed(self) -> Iterator[None]:
+        """Count what happens inside as training time."""
+        start = time.perf_counter()
+        yield
+        self.train_seconds += time.perf_counter() - start
+
 
 class StateHook(Hook):
     """Tells the model where the run is, moves EMA members, and notes rate, batch, samples and time as they were."""
@@ -68,7 +76,7 @@ class StateHook(Hook):
         model.iteration = runner.iter
         model.progress = runner.iter / runner.max_iters
         rate = runner.optim_wrapper.get_lr()
-        rates = rate.get("lr") or [r for v in rate.values() for r in (v if isinstance(v, list) else v["lr"])]
+        rates = rate.get("lr") or rate["main.lr"]  # a link with an optimiser of its own is not the recipe's
         facts = self.facts
         facts.lr_first = rates[0] if facts.lr_first is None else facts.lr_first
         facts.lr_max = max(facts.lr_max, *rates)

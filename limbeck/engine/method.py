@@ -52,13 +52,13 @@ class TrainingSet:
 
     labels: (N,) int64 by sample id.
     classes: how many there are.
-    teacher_taps: runs the link's first teacher over the split, not augmented, in order of ids; yields the link's taps,
-        labels (B,) and ids (B,), batch by batch.
+    teacher_taps: `teacher_taps(name=None)` runs a teacher of the link over the split, not augmented, in order of ids;
+        yields the link's taps, labels (B,) and ids (B,), batch by batch. None is the link's first teacher.
     """
 
     labels: Tensor
     classes: int
-    teacher_taps: Callable[[], Iterator[tuple[list[Tensor], Tensor, Tensor]]]
+    teacher_taps: Callable[..., Iterator[tuple[list[Tensor], Tensor, Tensor]]]
 
 
 class Method(nn.Module):

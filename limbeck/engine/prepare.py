@@ -12,7 +12,7 @@ from limbeck.engine.config import RunConfig
 from limbeck.engine.distiller import Distiller, isolated_rng
 from limbeck.engine.evaluate import build_dataset, eval_loader
 from limbeck.engine.method import Method, TrainingSet
-from limbeck.errors import ConfigError
+from limbeck.errors import ConfigError, UnknownName
 
 
 def prepare_links(model: Distiller, config: RunConfig) -> None:
@@ -20,7 +20,7 @@ def prepare_links(model: Distiller, config: RunConfig) -> None:
 
     A resumed run does it again, and then takes the saved buffers.
 
-    Raises: ConfigError for a data set without labels.
+    Raises: ConfigError for a data set without labels or ids.
     """
     wanting = [(i, link) for i, link in enumerate(model.methods()) if link.wants_data and link.weight]
     if not wanting:
@@ -46,17 +46,22 @@ def prepare_links(model: Distiller, config: RunConfig) -> None:
 
 def _reader(
     model: Distiller, link: Method, plain: Any, dataset: Any
-) -> Callable[[], Iterator[tuple[list[Tensor], Tensor, Tensor]]]:
-    name = link.teachers[0]
+) -> Callable[..., Iterator[tuple[list[Tensor], Tensor, Tensor]]]:
     taps = [teacher for teacher, _ in link.taps]
 
-    def read() -> Iterator[tuple[list[Tensor], Tensor, Tensor]]:
+    def read(name: str | None = None) -> Iterator[tuple[list[Tensor], Tensor, Tensor]]:
+        name = link.teachers[0] if name is None else name
+        if name not in link.teachers:
+            raise UnknownName("teacher", name, link.teachers, f"of {link.name}")
         device = next(model.deploy.parameters()).device
         for data in eval_loader(plain, "train", dataset):
             ready = cast(dict[str, Any], model.data_preprocessor(data, False))
             batch = model.adapter.batch(ready["inputs"], ready["data_samples"])
+            if batch.ids is None:
+                raise ConfigError(
+                    f"{link.name} needs the id of every sample, which {type(dataset).__name__} does not give"
+                )
             found = model.member_taps(name, batch, taps)
-            assert batch.ids is not None  # a data set with labels by id gives ids
             yield [found[tap].to(device) for tap in taps], batch.targets, batch.ids
 
     return read

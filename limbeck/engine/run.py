@@ -103,12 +103,14 @@ def _train(config: RunConfig, options: RunOptions, folder: Path, device: torch.d
     if config.recipe.channels_last:
         model = cast(Distiller, model.to(memory_format=torch.channels_last))
     loader = train_loader(config, world, rank)
+    model.adapter.check_data(model.deploy, loader.dataset)
     _open_caches(model, config, options, loader)
     model.to(device)
-    prepare_links(model, config)
+    facts = Facts()
+    with facts.timed():
+        prepare_links(model, config)
     val = eval_loader(config.data, "val")
     kept = None if options.cache is None else PredictionCache(options.cache, model)
-    facts = Facts()
 
     def measure(member: torch.nn.Module) -> dict[str, float]:
         return evaluate(
@@ -128,6 +130,8 @@ def _train(config: RunConfig, options: RunOptions, folder: Path, device: torch.d
     if not options.resume:
         (folder / "last.json").unlink(missing_ok=True)
     checkpoint = last_checkpoint(folder, digest)
+    if checkpoint is not None:
+        model.teacher_forwards = 0  # the checkpoint's facts hold those of `prepare_links` already
     runner = _runner(
         config, model, loader, val, lambda: measure(model.deploy), hooks, folder, device, options, checkpoint
     )
@@ -194,9 +198,7 @@ def _open_caches(model: Distiller, config: RunConfig, options: RunOptions, loade
             pipeline=dataset.pipeline(),
             shapes=shapes,
             dtype=config.cache.dtype,
-            inputs=dict(
-                adapter=model.adapter.describe(model.deploy, model.frozen[name]), precision=model.specs[name].precision
-            ),
+            inputs=dict(adapter=model.adapter.describe(model.deploy, model.frozen[name]), teacher=model.identity(name)),
         )
         model.caches[name] = TeacherCache(
             options.cache / key[:32], shapes=shapes, samples=len(dataset), views=views, dtype=config.cache.dtype

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
+from mmengine.device import is_cuda_available
 from mmengine.logging import MMLogger
 from mmengine.model import MMDistributedDataParallel
 from mmengine.optim import OptimWrapperDict
@@ -14,22 +15,52 @@ from mmengine.runner import BaseLoop, Runner
 from torch import nn
 from torch.utils.data import DataLoader
 
+from limbeck.errors import DeviceError
+
 
 class JointOptimWrapper(OptimWrapperDict):
-    """Several optimisers fed by one loss: the students' and those of links that bring their own."""
+    """Several optimisers fed by one loss: the students' and those of links that bring their own.
+
+    Under AMP they share one gradient scaler: one loss has one scale.
+    """
+
+    def __init__(self, **wrappers: Any) -> None:
+        super().__init__(**wrappers)
+        first, *others = cast(list[Any], list(self.optim_wrappers.values()))
+        for wrapper in others:
+            if hasattr(first, "loss_scaler"):
+                wrapper.loss_scaler = first.loss_scaler
 
     def optim_context(self, model: nn.Module) -> Any:
         """The first optimiser's context: one precision for the whole step."""
         return next(iter(self.optim_wrappers.values())).optim_context(model)
 
     def update_params(self, loss: torch.Tensor, step_kwargs: Any = None, zero_kwargs: Any = None) -> None:
-        """One backward pass, then a step of every optimiser."""
-        wrappers = list(self.optim_wrappers.values())
+        """One backward pass, then a step of every optimiser, and one update of the scale that all of them used."""
+        wrappers: list[Any] = list(self.optim_wrappers.values())
         wrappers[0].backward(loss)
+        scaler = getattr(wrappers[0], "loss_scaler", None)
         for wrapper in wrappers:
-            wrapper.step()
+            if scaler is None:
+                wrapper.step()
+            elif _has_gradient(wrapper):  # a scaler refuses the optimiser of a link that its schedule leaves out
+                _scaled_step(wrapper, scaler)
+        if scaler is not None:
+            scaler.update(wrappers[0]._scale_update_param)
         for wrapper in wrappers:
             wrapper.zero_grad()
+
+
+def _has_gradient(wrapper: Any) -> bool:
+    return any(p.grad is not None for group in wrapper.param_groups for p in group["params"])
+
+
+def _scaled_step(wrapper: Any, scaler: Any) -> None:
+    """mmengine's `AmpOptimWrapper.step` without its update of the scale, which the next optimiser still needs."""
+    if wrapper.clip_grad_kwargs:
+        scaler.unscale_(wrapper.optimizer)
+        wrapper._clip_grad()
+    scaler.step(wrapper.optimizer)
 
 
 @LOOPS.register_module()
@@ -92,8 +123,11 @@ def build_optim_wrapper(model: nn.Module, links: Any, recipe: Any) -> Any:
     Args:
         model: the Distiller (unwrapped or wrapped).
         recipe: a RecipeConfig.
+    Raises: DeviceError for half precision without a GPU.
     """
     amp = recipe.precision != "float32"
+    if amp and not is_cuda_available():
+        raise DeviceError(f"recipe.precision={recipe.precision!r} needs a GPU, which this machine lacks; use 'float32'")
     base = dict(type="AmpOptimWrapper", dtype=recipe.precision) if amp else dict(type="OptimWrapper")
     own = {id(p): index for index, link in enumerate(links) if link.optimizer for p in link.parameters()}
     main = [p for p in model.parameters() if p.requires_grad and id(p) not in own]
@@ -102,7 +136,8 @@ def build_optim_wrapper(model: nn.Module, links: Any, recipe: Any) -> Any:
         from mmengine.registry import OPTIMIZERS
 
         built = OPTIMIZERS.build({**optimizer, "params": params})
-        return OPTIM_WRAPPERS.build({**base, "optimizer": built, "clip_grad": recipe.clip_grad})
+        clip = None if recipe.clip_grad is None else dict(recipe.clip_grad)  # mmengine takes its 'type' out
+        return OPTIM_WRAPPERS.build({**base, "optimizer": built, "clip_grad": clip})
 
     wrappers = {"main": wrapper(main, recipe.optimizer)}
     for index, link in enumerate(links):

@@ -36,7 +36,7 @@ def single_run(pair: PairConfig, method: str, seed: int, out: Path, teacher: str
 def _last_trained(pair: PairConfig, method: str, member: str, out: Path, *, optional: bool) -> TrainedTeacher | None:
     """The teacher of the lowest seed below `out`."""
     job = trainer("", pair, member, 0)
-    name = job.method
+    name = f"{job.method} of {job.config}" if job.config else job.method
     folder = record_path(out / "records", job.id).parent
     records = sorted(
         (read_record(p) for p in folder.glob("seed*.json") if not p.name.endswith(".failed.json")), key=lambda r: r.seed
@@ -44,9 +44,7 @@ def _last_trained(pair: PairConfig, method: str, member: str, out: Path, *, opti
     if not records and optional:
         return None
     if not records:
-        raise ConfigError(
-            f"method {method!r} needs a teacher and {folder} has none; "
-            f"train it first (--method {name}) or pass --teacher FILE"
-        )
+        said = f"method {method!r} needs a teacher and {folder} has none; train it first (--method {name})"
+        raise ConfigError(f"{said} or pass --teacher FILE" if member == TEACHER else said)
     found = records[0]
     return TrainedTeacher(f"run://{found.id}", found.student_sha256, found.val_metrics.get(pair.metric.primary))

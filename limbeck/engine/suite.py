@@ -159,41 +159,59 @@ def plan(suite: Suite, *, seeds: int | None = None, only: list[str] | None = Non
 
     Args:
         seeds: take the first N seeds; at least 1.
-        only: methods to run; 'plain' is always run with them, for without it no gain can be told.
-    Raises: UnknownName for a method that no group has; ConfigError for fewer seeds than one.
+        only: methods to run, with their variants, or single variants; 'plain' is always run with them, for without it
+            no gain can be told.
+    Raises: UnknownName for a method that no group has; ConfigError for fewer seeds than one, or for two different runs
+        of one record.
     """
     if seeds is not None and seeds < 1:
         raise ConfigError(f"a suite needs at least 1 seed; got {seeds}")
+    wanted = None if not only else {o.lower() for o in only} | {PLAIN}
     jobs: dict[str, Job] = {}  # by id: groups may share runs
-    offered: set[str] = set()
+    offered: dict[str, None] = {}
     for group in suite.groups:
         pair = load_pair(group.config)
         names = group.methods or pair.method_names()
         names = [PLAIN, *(n for n in names if n.lower() != PLAIN)]
-        offered |= set(names)
-        if only:
-            wanted = {o.lower() for o in only} | {PLAIN}
-            names = [n for n in names if n.lower() in wanted]
-        variants = [v for vary in group.vary for v in vary.names()]
-        if only:
-            variants = [v for v in variants if v.partition("@")[0].lower() in wanted]
-        chosen = (group.seeds or suite.seeds)[:seeds]
-        base: dict[str, Any] = dict(config=group.config, benchmark=pair.benchmark, pair=pair.pair)
-        first = chosen[0]
-        trainers = {TEACHER: trainer(group.config, pair, TEACHER, first)}
-        students = []
-        for seed in chosen:
-            for name in [*names, *variants]:
-                frozen = {member: trainer(group.config, pair, member, first) for member in frozen_members(pair, name)}
-                trainers |= frozen
-                students.append(Job(**base, method=name, seed=seed, trainers=frozen))
-        planned = [*trainers.values(), *students]
-        for job in planned:
-            jobs.setdefault(job.id, job)
+        names += [variant for vary in group.vary for variant in vary.names()]
+        bases = [n.partition("@")[0] for n in names]
+        offered |= dict.fromkeys([*names, *bases])
+        if wanted is not None:
+            names = [n for n, base in zip(names, bases) if not wanted.isdisjoint((n.lower(), base.lower()))]
+        for job in _jobs(group, pair, names, (group.seeds or suite.seeds)[:seeds]):
+            _check_same(jobs.setdefault(job.id, job), job)
     for name in only or []:
         if name.lower() not in {o.lower() for o in offered}:
             raise UnknownName("method", name, offered, f"in suite {suite.name!r}")
     return list(jobs.values())
+
+
+def _jobs(group: Group, pair: PairConfig, names: list[str], seeds: list[int]) -> list[Job]:
+    """A group's jobs, teachers first; every teacher is trained with the first seed."""
+    base: dict[str, Any] = dict(config=group.config, benchmark=pair.benchmark, pair=pair.pair)
+    trainers = {TEACHER: trainer(group.config, pair, TEACHER, seeds[0])}
+    students = []
+    for seed in seeds:
+        for name in names:
+            frozen = {member: trainer(group.config, pair, member, seeds[0]) for member in frozen_members(pair, name)}
+            trainers |= frozen
+            students.append(Job(**base, method=name, seed=seed, trainers=frozen))
+    return [*trainers.values(), *students]
+
+
+def _check_same(first: Job, second: Job) -> None:
+    """Two jobs of one id are one run.
+
+    Raises: ConfigError where one would silently take the other's place.
+    """
+    if (first.config, first.method) == (second.config, second.method):
+        return
+    runs = [expand(load_pair(job.config), job.method, job.seed) for job in (first, second)]
+    if runs[0] != runs[1]:
+        raise ConfigError(
+            f"{first.method!r} of {first.config} and {second.method!r} of {second.config} differ, but their records "
+            f"would both be {first.id}; leave one out, or give it another name"
+        )
 
 
 def frozen_members(pair: PairConfig, name: str) -> list[str]:

@@ -40,7 +40,7 @@ def split_variant(method: str) -> tuple[str, Variant | None]:
     option, eq, text = rest.partition("=")
     try:
         value = literal_eval(text)
-    except (ValueError, SyntaxError) as error:
+    except (ValueError, SyntaxError, TypeError) as error:
         raise ConfigError(
             f"method {method!r}: {text!r} is not a Python literal; write NAME@option=value, as KD@temperature=2"
         ) from error
@@ -54,16 +54,18 @@ def apply_variant(
 ) -> tuple[MethodConfig, dict[str, Any]]:
     """A method's config and its student's model config with the variant's option set; the originals stay as they are.
 
-    Raises: ConfigError when the method has no such link.
+    Raises: ConfigError when the method has no such link, or a task weight is no number.
     """
     changed, model = spec.model_copy(deep=True), dict(student)
     where, dot, key = variant.option.partition(".")
     if variant.option == "task_weight":
+        if isinstance(variant.value, bool) or not isinstance(variant.value, (int, float)):
+            raise ConfigError(f"{variant.method(name)}: task_weight is a number; got {variant.value!r}")
         changed.task_weight = float(variant.value)
     elif dot and where == "student":
         model[key] = variant.value
     else:
-        index, key = (int(where), key) if dot and where.isdigit() else (0, variant.option)
+        index, key = (int(where), key) if dot and where.isdecimal() else (0, variant.option)
         if index >= len(changed.links):
             raise ConfigError(
                 f"{variant.method(name)}: method {name} has {len(changed.links)} links, none numbered {index}"

@@ -10,18 +10,23 @@ import pytest
 
 from limbeck.engine.config import (
     DataConfig,
+    MethodConfig,
     MetricConfig,
     PairConfig,
     RecipeConfig,
     RunConfig,
+    TrainedTeacher,
     config_file,
     expand,
+    is_teacher,
     load_pair,
     parse,
     shipped_configs,
+    teachers_of,
     with_overrides,
 )
 from limbeck.engine.record import config_hash
+from limbeck.engine.registry import METHODS
 from limbeck.errors import ConfigError, UnknownName
 from tests.engine.toys import toy_pair
 
@@ -123,8 +128,14 @@ def test_every_shipped_config_loads_and_expands():
     for name, path in shipped_configs().items():
         pair = load_pair(name)
         assert config_file(name) == path
-        for method in ("teacher", *pair.method_names()):
-            assert expand(pair, method, 0, **LINKED).id.startswith(f"{pair.benchmark}/{pair.pair}/")
+        teachers = [f"teacher-{teacher}" for teacher in pair.teachers]
+        runs = [expand(pair, m, 0, **LINKED) for m in ("teacher", *teachers, *pair.method_names())]
+        assert all(run.id.startswith(f"{pair.benchmark}/{pair.pair}/") for run in runs)
+        assert len({run.id for run in runs}) == len(runs)
+        assert len({hash_of(run) for run in runs}) == len(runs)
+        for run in runs:
+            for link in run.model["links"]:
+                assert METHODS.make(link).teachers  # its keys are those of its method
 
 
 def test_file_gives_the_pair_that_it_says(tmp_path):
@@ -268,6 +279,150 @@ def test_changing_a_run_leaves_the_pair_alone():
     run.model["links"][0]["weight"] = 99
     run.data.train["split"] = run.recipe.optimizer["lr"] = 99
     assert pair == toy_pair()
+    assert expand(pair, "ToyMatch", 0) == expand(toy_pair(), "ToyMatch", 0)
+
+
+# --- several teachers, and methods that deploy or train something else ---
+
+
+def many(**changes: Any) -> PairConfig:
+    teachers = {
+        "wide": {"model": {"type": "ToyNet", "width": 6}},
+        "Odd": {
+            "model": {"type": "ToyNet", "width": 3},
+            "recipe": {"epochs": 1},
+            "data": {"batch_size": 18, "train": {"type": "ToyData", "size": 30}},
+        },
+    }
+    methods = {"All": {"links": [{"type": "ToyMean", "teacher": ["wide", "teacher", "Odd"]}]}}
+    return toy_pair(**{"teachers": teachers, "methods": methods, **changes})
+
+
+@pytest.mark.parametrize(("method", "name"), [("teacher-wide", "wide"), ("TEACHER-odd", "Odd")])
+def test_further_teacher_is_trained_alone_by_name_in_any_case(method, name):
+    run = expand(many(), method, 0)
+    assert run.method == f"teacher-{name}"
+    assert run.id == f"toy/toy4-toy2/teacher-{name.lower()}/seed0"
+    assert run.model["members"] == {"student": {"type": "trained", "model": many().teachers[name].model}}
+    assert (run.model["links"], run.cache) == ([], None)
+
+
+def test_further_teacher_has_the_teachers_recipe_and_data_unless_it_says_others():
+    data = {"batch_size": 6, "val": {"type": "ToyData", "split": "val", "size": 9}}
+    pair = many(teacher_recipe={"epochs": 9}, teacher_data=data)
+    wide, odd = (expand(pair, f"teacher-{name}", 0) for name in ("wide", "Odd"))
+    assert (wide.recipe.epochs, wide.data.batch_size, wide.data.train) == (9, 6, pair.data.train)
+    assert (odd.recipe.epochs, odd.data.batch_size) == (1, 18)
+    assert odd.data.train == {"type": "ToyData", "size": 30}
+    assert wide.data.val == odd.data.val == data["val"]
+    assert expand(many(), "teacher-wide", 0).recipe == toy_pair().recipe
+
+
+def test_members_come_in_the_links_order_each_with_its_own_weights():
+    others = {"wide": TrainedTeacher("w.safetensors", "b" * 64, 80.0), "Odd": TrainedTeacher("o.safetensors")}
+    members = expand(many(), "All", 0, **LINKED, others=others).model["members"]
+    assert list(members) == ["wide", "teacher", "Odd", "student"]
+    said = {n: (m["weights"], m["sha256"], m["expected"]) for n, m in members.items() if n != "student"}
+    assert said == {
+        "wide": ("w.safetensors", "b" * 64, {"top1": 80.0}),
+        "teacher": (LINKED["teacher_weights"], "a" * 64, {"top1": 91.5}),
+        "Odd": ("o.safetensors", None, None),
+    }
+
+
+def test_teachers_of_a_method_are_each_named_once():
+    links = [{"type": "A", "teacher": ["b", "teacher"]}, {"type": "A"}, {"type": "A", "teacher": "student"}]
+    assert teachers_of(MethodConfig(links=links)) == ["b", "teacher"]
+    assert teachers_of(MethodConfig()) == []
+
+
+def test_unknown_teachers_are_answered_with_near_names():
+    with pytest.raises(UnknownName, match=r"unknown method 'teacher-wid' .*did you mean 'teacher-wide'"):
+        expand(many(), "teacher-wid", 0)
+    wrong = {"All": {"links": [{"type": "ToyMatch", "teacher": "wid"}]}}
+    with pytest.raises(UnknownName, match="unknown teacher 'wid' in pair toy/toy4-toy2; did you mean 'wide'"):
+        expand(many(methods=wrong), "All", 0)
+    wrong = {"M": {"links": [{"type": "ToyMatch"}], "members": {"techer": {"type": "trained"}}}}
+    with pytest.raises(UnknownName, match="unknown member 'techer' in members of method M; did you mean 'teacher'"):
+        expand(toy_pair(methods=wrong), "M", 0)
+
+
+def test_method_may_deploy_another_student():
+    own = {"type": "ToyNet", "width": 5}
+    run = expand(toy_pair(methods={"M": {"student": own, "links": [{"type": "ToyMatch"}]}}), "M", 0, **LINKED)
+    assert run.model["members"]["student"] == {"type": "trained", "model": own}
+    assert expand(toy_pair(methods={"M": {"student": own}}), "plain", 0).model["members"]["student"]["model"] == {
+        "type": "ToyNet",
+        "width": 2,
+    }
+
+
+def test_member_of_a_method_is_changed_key_by_key_or_trained_anew():
+    links = [{"type": "ToyMatch"}]
+    lower = {"M": {"links": links, "members": {"teacher": {"precision": "bfloat16", "tolerance": 2.0}}}}
+    member = expand(toy_pair(methods=lower), "M", 0, **LINKED).model["members"]["teacher"]
+    assert member == {
+        **expand(toy_pair(), "ToyMatch", 0, **LINKED).model["members"]["teacher"],
+        "precision": "bfloat16",
+        "tolerance": 2.0,
+    }
+    online = {"M": {"links": links, "members": {"teacher": {"type": "trained"}}}}
+    member = expand(toy_pair(methods=online), "M", 0, **LINKED).model["members"]["teacher"]
+    assert member == {"type": "trained", "model": {"type": "ToyNet", "width": 4}}
+
+
+def test_method_may_leave_the_cache_out():
+    methods = {"A": {"links": [{"type": "ToyMatch"}]}, "B": {"links": [{"type": "ToyMatch"}], "cache": False}}
+    pair = toy_pair(cache={"dtype": "float32"}, methods=methods)
+    assert expand(pair, "A", 0).cache is not None
+    assert expand(pair, "B", 0).cache is None
+
+
+@pytest.mark.parametrize("member", ["teacher", "wide"])
+def test_pretrained_teacher_loads_its_own_weights_only_where_none_are_named(member):
+    model = {"type": "ToyNet", "width": 4, "pretrained": True}
+    links = [{"type": "ToyMatch", "teacher": member}]
+    pair = many(teacher=model, teachers={"wide": {"model": model}}, methods={"M": {"links": links}})
+    bare = expand(pair, "M", 0).model["members"][member]
+    assert (bare["model"], bare["weights"], bare["initial_weights"]) == (model, None, True)
+    given = {"teacher_weights": "w"} if member == "teacher" else {"others": {"wide": TrainedTeacher("w")}}
+    named = expand(pair, "M", 0, **given).model["members"][member]
+    assert (named["model"], named["weights"]) == ({**model, "pretrained": False}, "w")
+    assert "initial_weights" not in named
+    assert pair.teacher == model
+    other = expand(toy_pair(), "ToyMatch", 0).model["members"]["teacher"]
+    assert "initial_weights" not in other  # hashes of older records hold
+
+
+@pytest.mark.parametrize(
+    ("method", "teacher"),
+    [
+        ("teacher", True),
+        ("Teacher", True),
+        ("teacher-wide", True),
+        ("plain", False),
+        ("KD", False),
+        ("teachers", False),
+    ],
+)
+def test_names_of_teachers_runs(method, teacher):
+    assert is_teacher(method) == teacher
+
+
+@pytest.mark.parametrize("name", ["teacher", "Teacher-free", "teacher-wide", "KD@weight=2"])
+def test_method_that_would_be_taken_for_a_teacher_or_variant_is_refused(name):
+    with pytest.raises(ConfigError, match=rf"pair\.py: methods: .*no method is named '{name}'"):
+        parse(PairConfig, pair_dict() | {"methods": {name: {}}}, "pair.py")
+
+
+@pytest.mark.parametrize("name", ["teacher", "student", "a@b"])
+def test_teacher_by_the_name_of_another_member_is_refused(name):
+    with pytest.raises(ConfigError, match=rf"pair\.py: teachers: .*no further teacher is named '{name}'"):
+        parse(PairConfig, pair_dict() | {"teachers": {name: {"model": {}}}}, "pair.py")
+
+
+def test_published_values_change_no_run():
+    pair = toy_pair(reported={"ToyMatch": 91.25}, reported_source="a paper")
     assert expand(pair, "ToyMatch", 0) == expand(toy_pair(), "ToyMatch", 0)
 
 

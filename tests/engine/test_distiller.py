@@ -13,8 +13,9 @@ from limbeck.engine.config import RecipeConfig
 from limbeck.engine.distiller import Distiller
 from limbeck.engine.registry import METHODS
 from limbeck.engine.runner import JointOptimWrapper, build_optim_wrapper
+from limbeck.engine.weights import hash_state
 from limbeck.errors import ConfigError, DeadLoss, NonFiniteLoss, ShapeMismatch, TapError, UnknownName
-from tests.engine.toys import ToyBridge, ToyData, ToyNet, teacher_file
+from tests.engine.toys import ToyBridge, ToyData, ToyMatch, ToyNet, teacher_file
 
 
 def make(
@@ -342,6 +343,127 @@ def test_second_forward_gives_taps_on_other_inputs(tmp_path):
             return {"twice": ((flipped - teacher) ** 2).mean()}
 
     assert make(tmp_path, [dict(type=Twice)]).loss(batch())["twice.loss_twice"].requires_grad
+
+
+def test_second_forward_gives_a_tap_that_several_pairs_read(tmp_path):
+    class Twice(ToyBridge):
+        default_taps = (("layer2", "act"), ("layer2", "layer2"))
+        wants_inputs = True
+
+        def connect(self, teacher_shapes, student_shapes):
+            pass
+
+        def forward(self, batch):
+            again = batch.second_forward("teacher", batch.inputs["teacher"])
+            assert all(torch.equal(a, b) for a, b in zip(again, batch.teacher))
+            assert len(again) == 2
+            return {"twice": (batch.student[1].mean() - again[1].mean()) ** 2}
+
+    make(tmp_path, [dict(type=Twice)]).loss(batch())
+
+
+def test_link_has_its_members_and_every_teachers_shapes_and_owns_none(tmp_path):
+    seen = {}
+
+    class Look(ToyBridge):
+        many_teachers = True
+
+        def connect(self, teacher_shapes, student_shapes):
+            seen.update(members=self.members, shapes=self.shapes, first=teacher_shapes)
+            super().connect(teacher_shapes, student_shapes)
+
+    other = dict(
+        type="frozen", model=dict(type="ToyNet", width=5), weights=teacher_file(tmp_path, width=5), precision="bfloat16"
+    )
+    model = make(tmp_path, [dict(type=Look, teacher=["teacher", "second"])], more={"second": other})
+    assert seen["members"] == {name: model.member(name) for name in ("teacher", "second", "student")}
+    assert seen["shapes"] == {"teacher": [(2, 4, 3, 3)], "second": [(2, 5, 3, 3)]}
+    assert seen["first"] == [(2, 4, 3, 3)]
+    assert [name for name, _ in model.links[0].named_parameters()] == ["bridge.weight", "bridge.bias"]
+
+
+def test_initial_hash_is_of_the_student_as_its_links_leave_it(tmp_path):
+    class Sets(ToyBridge):
+        def connect(self, teacher_shapes, student_shapes):
+            super().connect(teacher_shapes, student_shapes)
+            with torch.no_grad():
+                self.members["student"].fc.bias.fill_(3.0)
+
+    model, plain = make(tmp_path, [dict(type=Sets)]), make(tmp_path, [])
+    assert model.initial_hash == hash_state(model.deploy.state_dict()) != plain.initial_hash
+
+
+def test_member_taps_are_plain_copies_in_eval_mode_past_the_cache(tmp_path):
+    model = make(tmp_path, student=dict(norm=True, dropout=0.5)).train()
+    mean = model.deploy.norm.running_mean.clone()
+    found = model.member_taps("student", batch(), ["logits", "layer2", "logits"])
+    assert set(found) == {"logits", "layer2"}
+    assert torch.equal(found["logits"], model.member_taps("student", batch(), ["logits"])["logits"])
+    assert not any(t.requires_grad for t in found.values())
+    assert torch.equal(model.deploy.norm.running_mean, mean)
+    assert model.deploy.training
+    assert model.teacher_forwards == 0
+    model.member_taps("teacher", batch(), ["logits"])
+    assert model.teacher_forwards == 12
+
+
+# --- terms that train the link alone ---
+
+
+class Discriminator(ToyBridge):
+    """The term "own" trains the bridge alone; "both" the student too."""
+
+    own_terms = frozenset({"own"})
+    kind = "bridge"
+
+    def forward(self, batch):
+        student = batch.student[0]
+        own = {
+            "bridge": lambda: (self.bridge(student.detach()) ** 2).mean(),
+            "nothing": lambda: (student.detach() ** 2).mean(),
+            "student": lambda: (student**2).mean(),
+            "zero": lambda: (self.bridge(student.detach()) * 0.0).sum(),
+        }[self.kind]()
+        return {"own": own, "both": (self.bridge(student) ** 2).mean()}
+
+
+def test_own_term_needs_no_gradient_into_the_student(tmp_path):
+    model = make(tmp_path, [dict(type=Discriminator)])
+    terms = model.loss(batch())
+    student, bridge = list(model.deploy.parameters()), list(model.links[0].parameters())
+    grads = torch.autograd.grad(terms["discriminator.loss_own"], [*student, *bridge], allow_unused=True)
+    assert all(g is None for g in grads[: len(student)])
+    assert all(g.abs().max() > 0 for g in grads[len(student) :])
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("nothing", "loss_own sends no gradient into the link's own parameters: nothing"),
+        ("student", "loss_own sends no gradient into the link's own parameters; check"),
+        ("zero", "loss_own is exactly zero in its first step"),
+    ],
+)
+def test_own_term_that_trains_nothing_of_the_link_stops(tmp_path, kind, said):
+    dead = type("Discriminator", (Discriminator,), dict(kind=kind))
+    with pytest.raises(DeadLoss, match=said):
+        make(tmp_path, [dict(type=dead)]).loss(batch())
+
+
+def test_other_terms_of_such_a_link_must_still_reach_the_student(tmp_path):
+    class Swapped(Discriminator):
+        own_terms = frozenset({"both"})
+
+    with pytest.raises(DeadLoss, match=r"loss_own sends no gradient into 'student'"):
+        make(tmp_path, [dict(type=Swapped)]).loss(batch())
+
+
+def test_own_term_of_a_link_without_parameters_is_answered_with_one_sentence(tmp_path):
+    class Bare(ToyMatch):
+        own_terms = frozenset({"match"})
+
+    with pytest.raises(DeadLoss, match="sends no gradient into the link's own parameters"):
+        make(tmp_path, [dict(type=Bare)]).loss(batch())
 
 
 # --- EMA ---

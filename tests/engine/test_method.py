@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from limbeck.engine.adapter import Batch
 from limbeck.engine.method import LinkInputs, Method
 from limbeck.engine.registry import METHODS
 from limbeck.errors import ConfigError, UnknownName
@@ -50,6 +51,37 @@ def test_several_teachers_keep_their_order() -> None:
 def test_several_teachers_for_a_method_of_one_are_refused() -> None:
     with pytest.raises(ConfigError, match="reads one teacher"):
         Match(teacher=["b", "a"])
+
+
+def test_what_a_method_asks_for_is_asked_by_none_of_its_own_accord() -> None:
+    link = Match()
+    asked = (link.wants_inputs, link.wants_data, link.alters_batch, link.many_teachers, link.own_terms)
+    assert asked == (False, False, False, False, frozenset())
+    assert (link.optimizer, link.assumption, link.members, link.shapes) == (None, "", {}, {})
+
+
+def test_members_are_no_submodules() -> None:
+    link = Match()
+    link.members = {"teacher": torch.nn.Linear(2, 2)}
+    assert not list(link.parameters())
+    assert Match().members == {}
+
+
+def test_batch_is_left_as_it_is_unless_altered() -> None:
+    data = Batch(torch.zeros(2, 1), torch.zeros(2))
+    assert Match().alter(data, torch.Generator()) is data
+
+
+def test_generator_is_decided_by_the_draw_alone() -> None:
+    def drawn(draw: int) -> Tensor:
+        return torch.rand(4, generator=LinkInputs(teacher=[], student=[], draw=draw).generator())
+
+    torch.manual_seed(0)
+    first = drawn(1)
+    torch.manual_seed(1)
+    assert torch.equal(drawn(1), first)
+    assert not torch.equal(drawn(2), first)
+    assert LinkInputs(teacher=[], student=[]).generator().device.type == "cpu"
 
 
 def test_taps_of_a_config_replace_the_default_ones() -> None:

@@ -94,6 +94,7 @@ def record_dict(**changes: Any) -> dict[str, Any]:
         "initial_hash": "b" * 64,
         "teacher_record": "demo/resnet20-resnet8/teacher/seed0",
         "plain_record": "demo/resnet20-resnet8/plain/seed3",
+        "assumption": "The temperature is ours.",
         "finished": "2026-01-02T03:04:05+00:00",
     }
     return {**value, **changes}
@@ -162,6 +163,38 @@ def test_id_and_path_come_from_benchmark_pair_method_and_seed(tmp_path):
     assert record.id == record_id("demo", "resnet20-resnet8", "KD", 3) == "demo/resnet20-resnet8/kd/seed3"
     assert record_path(tmp_path, record.id) == tmp_path / "demo" / "resnet20-resnet8" / "kd" / "seed3.json"
     assert failure_path(tmp_path, record.id) == tmp_path / "demo" / "resnet20-resnet8" / "kd" / "seed3.failed.json"
+
+
+@pytest.mark.parametrize(
+    ("method", "folder"),
+    [
+        ("KD", "kd"),
+        ("KD+LS", "kd+ls"),
+        ("MEALV2-off", "mealv2-off"),
+        ("KD@temperature=2.0", "kd@temperature=2.0"),
+        ("KD@weight=1e-05", "kd@weight=1e-05"),
+        ("MixupKD@temperature='std'", "mixupkd@temperature=-std"),
+        ("KD@student.depths=[1, 3, 5]", "kd@student.depths=-1-3-5"),
+        ("FitNet@taps=[['layer1', 'layer1']]", "fitnet@taps=-layer1-layer1"),
+        ("A@x='../../etc/passwd'", "a@x=-..-..-etc-passwd"),
+        ("A@x='a\\b:c*?<>|\"'", "a@x=-a-b-c"),
+        ("A@x='Größe 2'", "a@x=-gr-e-2"),
+    ],
+)
+def test_id_of_any_method_is_one_safe_folder(tmp_path, method, folder):
+    record = RunRecord.model_validate(record_dict(method=method))
+    assert record.id == f"demo/resnet20-resnet8/{folder}/seed3"
+    path = write_record(tmp_path, record)
+    assert path.resolve().parent == tmp_path.resolve() / "demo" / "resnet20-resnet8" / folder
+    assert read_record(path).method == method
+
+
+@given(st.text())
+def test_folder_of_a_method_never_leaves_its_pair(method):
+    parts = record_id("demo", "pair", f"KD@x={method!r}", 0).split("/")
+    assert len(parts) == 4
+    assert parts[2].startswith("kd@x=")
+    assert set(parts[2]) <= set("abcdefghijklmnopqrstuvwxyz0123456789.@=+_-")
 
 
 def test_value_is_the_primary_metric():
@@ -372,6 +405,7 @@ def test_iter_of_an_absent_folder_is_empty(tmp_path):
 def test_record_of_version_1_loads():
     record = read_record(DATA / "record_v1.json")  # from before records named classes and every split's hash
     value = record_dict()
+    del value["assumption"]
     for key in ("train_hash", "val_hash", "classes"):
         del value["data"][key]
     assert record == RunRecord.model_validate(value)
@@ -382,6 +416,7 @@ def test_record_of_version_1_without_what_has_a_default_loads(tmp_path):
     value = record_dict()
     for key in ("benchmark_version", "val_metrics", "per_class", "teacher", "teacher_record", "plain_record", "status"):
         del value[key]
+    del value["assumption"]
     for part, key in (
         ("cost", "student_latency_ms"),
         ("environment", "git_commit"),
@@ -391,3 +426,4 @@ def test_record_of_version_1_without_what_has_a_default_loads(tmp_path):
         del value[part][key]
     record = read_record(put(tmp_path, value))
     assert (record.status, record.data.split, record.teacher, record.per_class) == ("ok", "test", None, {})
+    assert record.assumption is None

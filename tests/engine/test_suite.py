@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from limbeck.engine.config import RunConfig, load_pair
+from limbeck.engine.config import RunConfig, expand, is_teacher, load_pair
 from limbeck.engine.record import FailureRecord, RunRecord, config_hash, record_path, write_failure, write_record
-from limbeck.engine.suite import Job, Suite, load_suite, plan, resolve, state, suites
+from limbeck.engine.suite import Job, Suite, Vary, load_suite, plan, resolve, state, suites
 from limbeck.errors import ConfigError, CorruptFile, UnknownName
 from tests.engine.test_record import record_dict
 from tests.engine.toys import toy_pair
@@ -133,6 +134,69 @@ def test_run_that_is_named_twice_is_planned_once(tmp_path):
     assert [j.method for j in jobs] == ["teacher", "plain", "Zero", "ToyMatch"]
 
 
+# --- ablations ---
+
+
+def varied(folder: Path, *vary: dict[str, Any], **group: Any) -> Suite:
+    return suite_of("", groups=[{"config": write_pair(folder), "vary": list(vary), **group}], seeds=[0, 1])
+
+
+def test_variants_follow_the_methods_of_each_seed_with_their_teachers(tmp_path):
+    vary = {"method": "ToyMatch", "option": "weight", "values": [0.5, 2]}
+    jobs = plan(varied(tmp_path, vary, methods=["Zero"]))
+    names = ["plain", "Zero", "ToyMatch@weight=0.5", "ToyMatch@weight=2"]
+    assert [(j.method, j.seed) for j in jobs] == [("teacher", 0), *((m, s) for s in (0, 1) for m in names)]
+    assert all(bool(j.trainers) == (j.method not in ("plain", "teacher")) for j in jobs)
+    run = resolve(jobs[1], tmp_path)
+    assert run.method == "plain"
+
+
+def test_variant_names_are_those_that_a_run_takes(tmp_path):
+    vary = Vary(method="toymatch", option="taps", values=[[["layer2", "layer2"]], "x"])
+    assert vary.names() == ["toymatch@taps=[['layer2', 'layer2']]", "toymatch@taps='x'"]
+    pair = load_pair(write_pair(tmp_path))
+    assert [expand(pair, name, 0).model["links"][0]["taps"] for name in vary.names()] == vary.values
+
+
+def test_only_takes_a_methods_variants_or_a_single_one(tmp_path):
+    match = {"method": "ToyMatch", "option": "weight", "values": [0.5, 2]}
+    suite = varied(tmp_path, match, {"method": "ToyBridge", "option": "weight", "values": [3]}, methods=["Zero"])
+    assert chosen(suite, ["toymatch"]) == ["ToyMatch@weight=0.5", "ToyMatch@weight=2"]
+    assert chosen(suite, ["ToyMatch@weight=2", "zero"]) == ["Zero", "ToyMatch@weight=2"]
+    with pytest.raises(UnknownName, match=r"unknown method 'ToyMach' in suite 'toys'; did you mean 'ToyMatch'"):
+        plan(suite, only=["ToyMach"])
+
+
+def chosen(suite: Suite, only: list[str]) -> list[str]:
+    return [j.method for j in plan(suite, only=only, seeds=1)][2:]
+
+
+def test_variant_of_an_unknown_method_or_a_value_without_literal_is_refused(tmp_path):
+    with pytest.raises(UnknownName, match="'ToyMach' in pair toy/toy4-toy2; did you mean 'ToyMatch'"):
+        plan(varied(tmp_path, {"method": "ToyMach", "option": "weight", "values": [1]}))
+    with pytest.raises(ConfigError, match="'inf' is not a Python literal"):
+        plan(varied(tmp_path, {"method": "ToyMatch", "option": "weight", "values": [float("inf")]}))
+
+
+@pytest.mark.parametrize("values", [[[[1, 2], [3]], [[1], [2, 3]]], ["A", "a"], ["a b", "a-b"]])
+def test_variants_that_would_share_a_record_are_refused(tmp_path, values):
+    suite = varied(tmp_path, {"method": "ToyMatch", "option": "mode", "values": values})
+    with pytest.raises(ConfigError, match=r"differ, but their records would both be toy/toy4-toy2/toymatch@mode="):
+        plan(suite)
+
+
+def test_two_pairs_of_one_name_are_refused(tmp_path):
+    groups = [{"config": write_pair(tmp_path)}, {"config": write_pair(tmp_path, "other", recipe={"epochs": 2})}]
+    with pytest.raises(ConfigError, match=r"pair\.py and .* of .*other\.py differ, but their records would both be"):
+        plan(suite_of("", groups=groups))
+
+
+def test_variant_named_twice_is_planned_once(tmp_path):
+    vary = {"method": "ToyMatch", "option": "weight", "values": [2, 2]}
+    jobs = plan(varied(tmp_path, vary, {**vary, "method": "toymatch"}, methods=["Zero"], seeds=[0]))
+    assert [j.method for j in jobs] == ["teacher", "plain", "Zero", "ToyMatch@weight=2"]
+
+
 # --- files ---
 
 
@@ -151,7 +215,20 @@ def test_every_shipped_suite_loads_and_plans():
     for name in suites():
         suite = load_suite(name)
         assert suite.name == name
-        assert plan(suite)[0].method == "teacher"
+        jobs = plan(suite)
+        assert jobs[0].method == "teacher"
+        asked = [(group, len(group.seeds or suite.seeds)) for group in suite.groups]
+        methods = [len(g.methods) or len(load_pair(g.config).method_names()) - 1 for g, _ in asked]
+        variants = [sum(len(vary.values) for vary in g.vary) for g, _ in asked]
+        students = [job for job in jobs if not is_teacher(job.method)]
+        assert len(students) == sum((1 + m + v) * seeds for m, v, (_, seeds) in zip(methods, variants, asked))
+        ids = [job.id for job in jobs]
+        assert len({identity.lower() for identity in ids}) == len(ids)
+        for job in jobs:
+            assert all(re.fullmatch(r"[A-Za-z0-9.@=+_-]+", part) for part in job.id.split("/"))
+            assert not any(part.startswith(".") or len(part) > 120 for part in job.id.split("/"))
+            assert all(set(t.trainers) == set() and t.id in ids for t in job.trainers.values())
+            assert bool(job.trainers) <= (job.method != "plain" and not is_teacher(job.method))
 
 
 def test_suite_file_gives_what_it_says(tmp_path):

@@ -37,10 +37,16 @@ class ToyNet(nn.Module):
 
 @DATASETS.register_module()
 class ToyData(torch.utils.data.Dataset):
-    """Three classes of 6×6 noise, told apart by their mean; a view flips the image."""
+    """Three classes of 6×6 noise, told apart by their mean; a view flips, `augment=dict(add=…)` adds to the image."""
 
     def __init__(
-        self, split: str = "train", size: int = 48, variant: int = 0, views: int = 0, nan_at: int | None = None
+        self,
+        split: str = "train",
+        size: int = 48,
+        variant: int = 0,
+        views: int = 0,
+        nan_at: int | None = None,
+        augment: dict[str, float] | None = None,
     ) -> None:
         generator = torch.Generator().manual_seed(variant + {"train": 0, "val": 1, "test": 2}[split])
         self.labels = torch.arange(size) % 3
@@ -49,7 +55,7 @@ class ToyData(torch.utils.data.Dataset):
             self.images[nan_at] = float("nan")
         self.classes = ["a", "b", "c"]
         self.name, self.content_hash, self.split = "toy", f"{variant:08d}", split
-        self.views, self.epoch = views, 0
+        self.views, self.epoch, self.augment = views, 0, augment
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -58,7 +64,14 @@ class ToyData(torch.utils.data.Dataset):
         self.epoch = epoch
 
     def pipeline(self) -> dict[str, Any]:
-        return dict(name=self.name, hash=self.content_hash, split=self.split, views=self.views)
+        return dict(
+            name=self.name,
+            hash=self.content_hash,
+            split=self.split,
+            size=len(self),
+            views=self.views,
+            augment=self.augment,
+        )
 
     def __getitems__(self, indices: list[int]) -> dict[str, Any]:
         ids = torch.tensor(indices)
@@ -66,6 +79,8 @@ class ToyData(torch.utils.data.Dataset):
         images = self.images[ids]
         if view % 2:
             images = images.flip(-1)
+        if self.augment is not None:
+            images = images + self.augment["add"]
         samples = dict(labels=self.labels[ids], ids=ids, views=torch.full_like(ids, view if self.views else 0))
         return dict(inputs=images, data_samples=samples)
 
@@ -147,6 +162,31 @@ class ToyBridge(Method):
     def forward(self, batch: LinkInputs) -> dict[str, Tensor]:
         self.bank += 1
         return {"hint": F.mse_loss(self.bridge(batch.student[0]), batch.teacher[0])}
+
+
+@METHODS.register_module()
+class ToyMean(ToyMatch):
+    """Match the mean of several teachers."""
+
+    many_teachers = True
+    assumption = "The mean is ours."
+
+    def forward(self, batch: LinkInputs) -> dict[str, Tensor]:
+        taps = [torch.stack(of_all).mean(0) for of_all in zip(*batch.teachers)]
+        return {"mean": sum((((s - t) ** 2).mean() for s, t in zip(batch.student, taps)), torch.zeros(()))}
+
+
+@METHODS.register_module()
+class ToyMix(ToyMatch):
+    """Mixes every image and label with another's, and adds noise to the logits that it matches."""
+
+    alters_batch = True
+
+    def alter(self, batch: Batch, generator: torch.Generator) -> Batch:
+        order = torch.randperm(len(batch.inputs), generator=generator)
+        labels = F.one_hot(batch.targets, 3).float()
+        inputs, targets = (0.6 * x + 0.4 * x[order] for x in (batch.inputs, labels))
+        return Batch(inputs, targets)
 
 
 def teacher_file(folder: Path, width: int = 4, **kwargs: Any) -> str:

@@ -141,6 +141,7 @@ class CRD(Method):
     """
 
     default_taps = (("global_pool", "global_pool"),)
+    assumption = "Fewer negatives where a class has fewer others; the rows of a step share one pattern of negatives."
     wants_data = True
     memory_student: Tensor
     memory_teacher: Tensor

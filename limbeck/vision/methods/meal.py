@@ -128,7 +128,8 @@ class MEALV2(Method):
     many_teachers = True
     optimizer = dict(type="SGD", lr=0.01, momentum=0.9, weight_decay=0.0)
     assumption = (
-        "Discriminator widths of at least 4, a first draw that is not dead, and the reversed gradient are ours."
+        "Discriminator widths of at least 4, a first draw that is not dead, and the reversed gradient; the paper's "
+        "student starts from ImageNet weights."
     )
 
     def __init__(self, *, adversary: str = "code", weight: float = 1.0, **kwargs: Any) -> None:

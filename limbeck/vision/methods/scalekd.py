@@ -86,8 +86,8 @@ class ScaleKD(Method):
 
     default_taps = (("norm", "layer2"), ("norm", "layer3"))
     assumption = (
-        "Prefix tokens of the teacher have a query of their own and no loss; the FFN follows mmcv's defaults; heads are "
-        "width / 64; queries take the teacher's grid; a student of three stages gives its last two."
+        "Prefix tokens of the teacher have a query of their own and no loss; the FFN follows mmcv's defaults; heads "
+        "are width / 64; queries take the teacher's grid; a student of three stages gives its last two."
     )
     projectors3: nn.ModuleDict
     projectors4: nn.ModuleDict

@@ -117,8 +117,8 @@ class TGeoKD(Method):
     images do pass the student's batch norm.) `mode='code'` is the released code, in which no gradient reaches the MLP:
     it stays as it was drawn, on the same split. `mode='constant'` mixes all rows by `alpha`.
 
-    T̄ is the first teacher's mean distribution over each class of the training split. With several teachers, which is
-    our extension, T is the mean of their distributions.
+    T̄ is the teacher's mean distribution over each class of the training split. With several teachers, which is our
+    extension, T and T̄ are the means of theirs.
 
     Args:
         temperature: T > 0 of the KD part; the geometry is at 1. The released toy has 1.5, the CIFAR recipe 4.
@@ -200,7 +200,7 @@ class TGeoKD(Method):
         if self.mode == "constant":
             return
         total, count = torch.zeros(data.classes, data.classes), torch.zeros(data.classes)
-        for taps, labels, _ in data.teacher_taps():
+        for taps, labels, _ in (batch for name in self.teachers for batch in data.teacher_taps(name)):
             p = taps[0].detach().float().softmax(dim=1).cpu()
             if p.shape[1] != data.classes:
                 raise ShapeMismatch(

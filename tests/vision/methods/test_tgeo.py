@@ -35,10 +35,15 @@ class Linear(nn.Module):
         self.fc = nn.Linear(width, classes, bias=bias)
 
 
-def training_set(logits: Tensor = TEACHER, labels: Tensor = LABELS, classes: int = C) -> TrainingSet:
-    def taps() -> Iterator[tuple[list[Tensor], Tensor, Tensor]]:
+def training_set(
+    logits: Tensor = TEACHER, labels: Tensor = LABELS, classes: int = C, others: dict[str, Tensor] | None = None
+) -> TrainingSet:
+    """Every teacher has `logits` but those named in `others`."""
+
+    def taps(name: str | None = None) -> Iterator[tuple[list[Tensor], Tensor, Tensor]]:
+        mine = (others or {}).get(name or "", logits)
         for rows in torch.arange(len(labels)).split(5):
-            yield [logits[rows], logits[rows]], labels[rows], rows
+            yield [mine[rows], mine[rows]], labels[rows], rows
 
     return TrainingSet(labels=labels, classes=classes, teacher_taps=taps)
 
@@ -154,6 +159,16 @@ def test_class_means_are_the_mean_distribution_of_each_group() -> None:
     for c in range(C):
         rows = [p[i] for i in range(B) if int(LABELS[i]) == c]
         np.testing.assert_allclose(link.average[c].numpy(), [sum(x) / len(rows) for x in zip(*rows)], rtol=1e-5)
+
+
+def test_class_means_of_several_teachers_are_the_mean_of_theirs() -> None:
+    logits = {name: common.randn(B, C, seed=seed, scale=2) for name, seed in (("b", 7), ("c", 8))}
+    link = make(data=training_set(others=logits), teacher=["a", "b", "c"])
+    p = [[common.softmax(row) for row in common.array(z)] for z in (TEACHER, *logits.values())]
+    for c in range(C):
+        rows = [i for i in range(B) if int(LABELS[i]) == c]
+        means = [[sum(one[i][k] for i in rows) / len(rows) for k in range(C)] for one in p]
+        np.testing.assert_allclose(link.average[c].numpy(), [sum(x) / 3 for x in zip(*means)], rtol=1e-5)
 
 
 # --- the held-out split ---
