@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from limbeck import errors
@@ -45,6 +45,7 @@ def test_near_of_nothing():
     assert near("zzz", []) == "there are none"
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow])  # a busy machine is no failure
 @given(st.text(max_size=12), st.lists(st.text(max_size=12), max_size=6))
 def test_near_always_answers(name, known):
     assert near(name, known)

@@ -188,6 +188,7 @@ def run_job(job: dict[str, Any], settings: _Settings) -> str:
         concurrent_jobs=settings.jobs,
         latency_ms=settings.latency.get(_deployed(config)),
         progress=report,
+        drop_other=True,
     )
     record = execute(config, options)
     assert isinstance(record, RunRecord)  # rank 0 always has one

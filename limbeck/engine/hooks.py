@@ -238,9 +238,11 @@ class ResumeHook(Hook):
             _set_random_state(self._random)
 
 
-def last_checkpoint(folder: Path, config_hash: str) -> Path | None:
+def last_checkpoint(folder: Path, config_hash: str, *, drop_other: bool = False) -> Path | None:
     """The newest whole checkpoint of a run, or None.
 
+    Args:
+        drop_other: forget one that belongs to another config, as a suite does whose config has changed.
     Raises: CorruptFile when it is damaged; ConfigError when it belongs to another config.
     """
     pointer = folder / "last.json"
@@ -251,6 +253,9 @@ def last_checkpoint(folder: Path, config_hash: str) -> Path | None:
         path, expected, owner = folder / said["file"], said["sha256"], said["config_hash"]
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise CorruptFile(f"{pointer}: not whole ({error}); delete {folder} to start anew") from error
+    if owner != config_hash and drop_other:
+        pointer.unlink()
+        return None
     if owner != config_hash:
         raise ConfigError(f"{folder} holds an unfinished run of another config; choose another folder or pass --fresh")
     if not path.is_file():

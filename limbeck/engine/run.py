@@ -53,6 +53,7 @@ class RunOptions:
     cache: folder of teacher caches.
     latency_ms: student latency that was measured elsewhere on an idle machine; None measures after training.
     resume: go on from the last epoch of an interrupted run.
+    drop_other: an interrupted run of another config, in the same folder, is forgotten instead of refused.
     """
 
     out: Path
@@ -64,6 +65,7 @@ class RunOptions:
     concurrent_jobs: int = 1
     latency_ms: float | None = None
     resume: bool = True
+    drop_other: bool = False
     progress: Progress | None = None
 
 
@@ -129,7 +131,7 @@ def _train(config: RunConfig, options: RunOptions, folder: Path, device: torch.d
     hooks += [LogHook(folder / "log.jsonl"), ResumeHook(folder, facts, digest)]
     if not options.resume:
         (folder / "last.json").unlink(missing_ok=True)
-    checkpoint = last_checkpoint(folder, digest)
+    checkpoint = last_checkpoint(folder, digest, drop_other=options.drop_other)
     if checkpoint is not None:
         model.teacher_forwards = 0  # the checkpoint's facts hold those of `prepare_links` already
     runner = _runner(

@@ -12,14 +12,15 @@ from limbeck.leaderboard import build_tables, load_results, update_markdown
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("suite", ["demo", "fashion-mnist"])
+@pytest.mark.parametrize("suite", ["demo", "fashion-mnist", "cifar10-jpeg-cross"])
 def test_every_run_of_a_suite_has_a_current_record(suite):
     states = {job.id: state(job, ROOT / "results")[0] for job in plan(load_suite(suite))}
     assert set(states.values()) == {"done"}, {i: s for i, s in states.items() if s != "done"}
 
 
-def test_readme_tables_are_what_the_records_say():
-    assert not update_markdown(ROOT / "README.md", build_tables(load_results(ROOT / "results")), check=True)
+@pytest.mark.parametrize("page", ["README.md", "docs/vision-results.md"])
+def test_tables_in_pages_are_what_the_records_say(page):
+    assert not update_markdown(ROOT / page, build_tables(load_results(ROOT / "results")), check=True)
 
 
 def test_results_hold_records_and_nothing_else():

@@ -174,7 +174,8 @@ def test_damaged_checkpoint_is_named_with_both_hashes(tmp_path):
         execute(run, options(tmp_path))
 
 
-def test_unfinished_run_of_another_config_is_not_continued(tmp_path):
+@pytest.mark.parametrize("again", [dict(resume=False), dict(drop_other=True)])
+def test_unfinished_run_of_another_config_is_not_continued(tmp_path, again):
     run = toy_run(tmp_path, recipe=RECIPE)
     folder = tmp_path / "runs" / run.id
     folder.mkdir(parents=True)
@@ -183,7 +184,7 @@ def test_unfinished_run_of_another_config_is_not_continued(tmp_path):
     )
     with pytest.raises(ConfigError, match="another config"):
         execute(run, options(tmp_path))
-    assert execute(run, options(tmp_path, resume=False)) is not None
+    assert execute(run, options(tmp_path, **again)) is not None
 
 
 def test_non_finite_loss_leaves_a_failure_record_and_no_record(tmp_path):
