@@ -41,8 +41,11 @@ def list_(
         typer.echo(f"no such students; the zoo has methods: {', '.join(known) or 'none yet'}")
         return
     table = Table(box=None)
-    for title in ("name", "method", "result"):
-        table.add_column(title, no_wrap=True, overflow="fold")  # a cut name cannot be copied
+    table.add_column(
+        "name", no_wrap=True, min_width=max(len(card.name) for card in cards)
+    )  # a cut one cannot be copied
+    for title in ("method", "result"):
+        table.add_column(title, no_wrap=True, overflow="fold")
     for title in ("params", "MFLOPs", "kB"):
         table.add_column(title, no_wrap=True, overflow="fold", justify="right")
     several = len({card.task for card in cards}) > 1
@@ -55,7 +58,10 @@ def list_(
         table.add_row(
             card.name, card.method, result, f"{card.parameters:,}", flops, size, *([card.task] if several else [])
         )
-    Console().print(table)
+    console = Console()
+    wide = console.measure(table, options=console.options.update(max_width=400)).maximum
+    console.width = max(console.width, wide)  # a narrow terminal wraps the lines; no figure is cut
+    console.print(table)
 
 
 @app.command()

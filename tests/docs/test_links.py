@@ -140,5 +140,21 @@ def test_numbers_page_has_the_values_of_the_selection() -> None:
         assert methods[name].links[-1]["weight"] == pytest.approx(float(taken))
 
 
+def test_search_page_has_the_values_of_the_correlation() -> None:
+    said = json.loads((ROOT / "benchmarks" / "search" / "fashion-mnist.json").read_text(encoding="utf-8"))
+    text = (ROOT / "docs" / "search.md").read_text(encoding="utf-8")
+    block = text.split("<!-- correlation -->")[1].split("<!-- /correlation -->")[0]
+    rows = [[c.strip() for c in line.strip("|").split("|")] for line in block.strip().splitlines() if "---" not in line]
+    found = {row[0]: (row[1], row[4]) for row in rows if row[0] in said["correlations"]}
+    wanted = {
+        name: tuple(f"{c[kind]['value']:+.3f}" for kind in ("spearman", "kendall"))
+        for name, c in said["correlations"].items()
+    }
+    assert found == wanted
+    for pick in said["picks"]:
+        row = next(r for r in rows if r[0] == f"{pick['budget']:,} parameters")
+        assert row[3:] == [f"{value:.2f}" for value in pick["values"].values()]
+
+
 def test_citation_has_the_version() -> None:
     assert f"version: {__version__}" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
