@@ -88,7 +88,7 @@ def test_ablations_stay_out_of_the_main_table(ablated: Path) -> None:
 def test_marks_teachers_and_hostile_options_are_shown_as_text(ablated: Path) -> None:
     text = ablated.read_text(encoding="utf-8")
     assert 'SimKD<span class="mark">†‡</span>' in text
-    assert "SimKD: Ours &lt;b&gt;" in text
+    assert "SimKD, ours, not the paper&#39;s: Ours &lt;b&gt;" in text
     assert "‡ Deploys another network" in text
     assert "share of the way to teacher." in text
     assert "no p is shown" in text

@@ -136,9 +136,11 @@ def test_marks_are_explained(tmp_path: Path) -> None:
     for shown in (text, to_markdown(table)):
         assert "KD†" in shown
         assert "SimKD†‡" in shown
-        names = " and ".join(sorted(n for n in ("DKD, KD", "KD, DKD") if f"{n}: The weight is ours." in shown))
+        names = " and ".join(
+            sorted(n for n in ("DKD, KD", "KD, DKD") if f"{n}, ours, not the paper's: The weight is ours." in shown)
+        )
         assert names in ("DKD, KD", "KD, DKD")
-        assert "SimKD: The projector is." in shown
+        assert "SimKD, ours, not the paper's: The projector is." in shown
         assert "‡ Deploys another network than the plain student (SmallNet, 78k parameters): SimKD SimKDS" in shown
         assert "teacher‡" not in shown
     assert json.loads(json.dumps(to_json(table)))["rows"][2]["assumption"] in (None, "The weight is ours.")
