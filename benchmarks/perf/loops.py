@@ -96,7 +96,7 @@ def teacher_weights(config: PairConfig, folder: Path) -> str:
 def engine_steps(config: PairConfig, method: str, weights: str, out: Path, cache: Path | None = None) -> list[float]:
     """Seconds of every step of one run through the engine, whole loop included: data, hooks, checks."""
     others = {name: TrainedTeacher(weights) for name in config.teachers}
-    run = expand(config, method, 0, teacher_weights=None if method == "plain" else weights, others=others)
+    run = expand(config, method, 0, teacher_weights=None if method == "plain" else weights, trained=others)
     times: list[float] = []
     execute(
         run,

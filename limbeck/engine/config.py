@@ -273,20 +273,20 @@ def expand(
     teacher_weights: str | None = None,
     teacher_sha256: str | None = None,
     teacher_metric: float | None = None,
-    others: Mapping[str, TrainedTeacher] | None = None,
+    trained: Mapping[str, TrainedTeacher] | None = None,
 ) -> RunConfig:
     """One run of a pair: 'teacher' trains the teacher alone, 'plain' the student alone, a method name links the two.
 
     Args:
         method: of the pair; 'teacher-NAME' for a further teacher; 'NAME@option=value' for a variant, see
             `limbeck.engine.variant`.
-        teacher_weights, teacher_sha256, teacher_metric: see `TrainedTeacher`; needed by every method that has links.
-        others: the same of further teachers, by member name.
+        teacher_weights, teacher_sha256, teacher_metric: the main teacher's, where `trained` does not have it.
+        trained: the teachers by member name, 'teacher' the main one; needed by every method that has links.
     Raises: UnknownName for a method that the pair does not have.
     """
     from limbeck.engine.variant import apply_variant, split_variant
 
-    given = {TEACHER: TrainedTeacher(teacher_weights, teacher_sha256, teacher_metric), **(others or {})}
+    given = {TEACHER: TrainedTeacher(teacher_weights, teacher_sha256, teacher_metric), **(trained or {})}
     base, variant = split_variant(method)
     known = {m.lower(): m for m in [TEACHER, *(f"{TEACHER}-{t}" for t in pair.teachers), *pair.method_names()]}
     if base.lower() not in known:

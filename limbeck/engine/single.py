@@ -21,16 +21,7 @@ def single_run(pair: PairConfig, method: str, seed: int, out: Path, teacher: str
     own = [m for m in missing if run.model["members"][m].get("initial_weights")]  # pretrained: a record is welcome only
     found = {m: _last_trained(pair, run.method, m, out, optional=m in own) for m in missing}
     trained = {member: teacher for member, teacher in found.items() if teacher is not None}
-    main = trained.pop(TEACHER, TrainedTeacher(teacher))
-    return expand(
-        pair,
-        method,
-        seed,
-        teacher_weights=main.weights,
-        teacher_sha256=main.sha256,
-        teacher_metric=main.metric,
-        others=trained,
-    )
+    return expand(pair, method, seed, teacher_weights=teacher, trained=trained)
 
 
 def _last_trained(pair: PairConfig, method: str, member: str, out: Path, *, optional: bool) -> TrainedTeacher | None:

@@ -190,12 +190,15 @@ def _jobs(group: Group, pair: PairConfig, names: list[str], seeds: list[int]) ->
     """A group's jobs, teachers first; every teacher is trained with the first seed."""
     base: dict[str, Any] = dict(config=group.config, benchmark=pair.benchmark, pair=pair.pair)
     trainers = {TEACHER: trainer(group.config, pair, TEACHER, seeds[0])}
-    students = []
-    for seed in seeds:
-        for name in names:
-            frozen = {member: trainer(group.config, pair, member, seeds[0]) for member in frozen_members(pair, name)}
-            trainers |= frozen
-            students.append(Job(**base, method=name, seed=seed, trainers=frozen))
+    frozen: dict[str, list[str]] = {name: frozen_members(pair, name) for name in names}
+    for member in dict.fromkeys(member for members in frozen.values() for member in members):
+        if member not in trainers:
+            trainers[member] = trainer(group.config, pair, member, seeds[0])
+    students = [
+        Job(**base, method=name, seed=seed, trainers={member: trainers[member] for member in frozen[name]})
+        for seed in seeds
+        for name in names
+    ]
     return [*trainers.values(), *students]
 
 
@@ -236,16 +239,7 @@ def resolve(job: Job, records: Path) -> RunConfig:
         teacher = read_record(path)
         metric = teacher.val_metrics.get(pair.metric.primary)
         trained[member] = TrainedTeacher(f"run://{identity}", teacher.student_sha256, metric)
-    main = trained.pop(TEACHER, TrainedTeacher())
-    return expand(
-        pair,
-        job.method,
-        job.seed,
-        teacher_weights=main.weights,
-        teacher_sha256=main.sha256,
-        teacher_metric=main.metric,
-        others=trained,
-    )
+    return expand(pair, job.method, job.seed, trained=trained)
 
 
 def state(job: Job, records: Path) -> tuple[State, RunRecord | None]:

@@ -16,7 +16,7 @@ from limbeck.engine.registry import MODELS
 from limbeck.errors import ConfigError, UnknownName
 from limbeck.vision._cifar10_weights import read_cifar10_weights
 from limbeck.vision._cifar_mobile import CIFARVGG, CIFARMobileNetV2, CIFARShuffleNetV1, CIFARShuffleNetV2
-from limbeck.vision._cifar_models import CIFARResNet, CIFARResNet50, OptionAShortcut, WideResNet, _stage
+from limbeck.vision._cifar_models import CIFARResNet, CIFARResNet50, OptionAShortcut, WideResNet
 from limbeck.vision._cifar_net import CIFARNet, GlobalPool
 from limbeck.vision._inputs import Normalization, Stat, describe
 from limbeck.vision._lite_weights import LITE_WEIGHTS, read_lite_weights
@@ -41,7 +41,6 @@ __all__ = [
     "SimKDStudent",
     "Stat",
     "WideResNet",
-    "_stage",
     "convert_akamaster_keys",
     "describe",
     "timm_model",

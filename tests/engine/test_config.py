@@ -320,7 +320,7 @@ def test_further_teacher_has_the_teachers_recipe_and_data_unless_it_says_others(
 
 def test_members_come_in_the_links_order_each_with_its_own_weights():
     others = {"wide": TrainedTeacher("w.safetensors", "b" * 64, 80.0), "Odd": TrainedTeacher("o.safetensors")}
-    members = expand(many(), "All", 0, **LINKED, others=others).model["members"]
+    members = expand(many(), "All", 0, **LINKED, trained=others).model["members"]
     assert list(members) == ["wide", "teacher", "Odd", "student"]
     said = {n: (m["weights"], m["sha256"], m["expected"]) for n, m in members.items() if n != "student"}
     assert said == {
@@ -385,7 +385,7 @@ def test_pretrained_teacher_loads_its_own_weights_only_where_none_are_named(memb
     pair = many(teacher=model, teachers={"wide": {"model": model}}, methods={"M": {"links": links}})
     bare = expand(pair, "M", 0).model["members"][member]
     assert (bare["model"], bare["weights"], bare["initial_weights"]) == (model, None, True)
-    given = {"teacher_weights": "w"} if member == "teacher" else {"others": {"wide": TrainedTeacher("w")}}
+    given = {"teacher_weights": "w"} if member == "teacher" else {"trained": {"wide": TrainedTeacher("w")}}
     named = expand(pair, "M", 0, **given).model["members"][member]
     assert (named["model"], named["weights"]) == ({**model, "pretrained": False}, "w")
     assert "initial_weights" not in named

@@ -1,8 +1,7 @@
 """CIFAR-10 (JPEG), ResNet-56 → an MLP-Mixer of three blocks and 64 channels on patches of 4×4: CNN to MLP."""
 
-_base_ = ["./_base_/cifar10_jpeg.py"]
+_base_ = ["./_base_/cifar10_jpeg_tokens.py"]
 
-teacher_of = "vision/cifar10_jpeg_cnn"
 pair = "resnet56-mixer"
 title = "CIFAR-10 (JPEG), 4,000 training images: CNN → MLP-Mixer"
 student = dict(
@@ -15,20 +14,5 @@ student = dict(
     std=(0.229, 0.224, 0.225),
 )
 
-methods = dict(
-    RKD=dict(links=[dict(type="RKD", weight=0.01, taps=[("global_pool", "head_drop")])]),
-    SPKD=dict(links=[dict(type="SPKD", weight=300.0, taps=[("layer3", "norm")])]),
-    FitNet=dict(links=[dict(type="FitNet", weight=1.0, taps=[("layer3", "blocks.1")])]),
-    OFAKD=dict(
-        links=[
-            dict(
-                type="OFAKD",
-                weight=1.0,
-                heads=2,
-                taps=[("logits", "blocks.0"), ("logits", "blocks.1"), ("logits", "blocks.2"), ("logits", "logits")],
-            )
-        ]
-    ),
-)
 # The Mixer's head starts at zero: equal logits have no direction to standardise until cross entropy has moved it.
-methods["KD+LS"] = dict(links=[dict(type="KD", weight=9.0, temperature=2.0, standardise=True, may_be_zero=True)])
+methods = {"KD+LS": dict(links=[dict(type="KD", weight=9.0, temperature=2.0, standardise=True, may_be_zero=True)])}

@@ -147,6 +147,18 @@ class ArrayDataset(VisionDataset):
         return pixels if self.augment is None else self.augment(pixels, ids, seed=self.seed, view=self.view)
 
 
+def held_out(split: str, count: int, val_size: int) -> slice:
+    """The part of the published training file that is 'train' or 'val' (its last samples); for 'test' all of its own.
+
+    Raises: ConfigError when nothing is left to train on.
+    """
+    if split == "test":
+        return slice(0, count)
+    if not 0 < val_size < count:
+        raise ConfigError(f"val_size is between 1 and {count - 1}; got {val_size}")
+    return slice(count - val_size, count) if split == "val" else slice(0, count - val_size)
+
+
 def check_split(split: str, name: str) -> None:
     """Raises: UnknownName for a split that no data set has."""
     if split not in SPLITS:

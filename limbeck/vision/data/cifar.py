@@ -12,24 +12,11 @@ import PIL
 from PIL import Image, UnidentifiedImageError
 
 from limbeck.engine.registry import DATASETS
-from limbeck.errors import ConfigError
 from limbeck.vision.data._cifar_files import CIFAR10_CLASSES, PUBLISHED, SIZE, read_published
 from limbeck.vision.data._files import check_labels, damaged, find_folder, read_arrays, usual_folders
-from limbeck.vision.data.base import ArrayDataset, check_limit, check_split
+from limbeck.vision.data.base import ArrayDataset, check_limit, check_split, held_out
 
 JPEG_COPY = "put train.npz and test.npz into $LIMBECK_DATA/cifar10, or set root to the folder that has them"
-
-
-def held_out(split: str, count: int, val_size: int) -> slice:
-    """The part of the published training file that is 'train' or 'val' (its last samples); for 'test' all of its own.
-
-    Raises: ConfigError when nothing is left to train on.
-    """
-    if split == "test":
-        return slice(0, count)
-    if not 0 < val_size < count:
-        raise ConfigError(f"val_size is between 1 and {count - 1}; got {val_size}")
-    return slice(count - val_size, count) if split == "val" else slice(0, count - val_size)
 
 
 def find_jpeg_copy(part: str = "train.npz", root: str | Path | None = None) -> Path:

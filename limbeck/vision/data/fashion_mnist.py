@@ -12,9 +12,9 @@ import numpy as np
 
 from limbeck.engine.paths import cache_dir
 from limbeck.engine.registry import DATASETS
-from limbeck.errors import ConfigError, DataMissing
+from limbeck.errors import DataMissing
 from limbeck.vision.data._files import check_labels, damaged, read_arrays, shared_data
-from limbeck.vision.data.base import ArrayDataset
+from limbeck.vision.data.base import ArrayDataset, held_out
 
 CLASSES = (
     "t-shirt/top",
@@ -120,10 +120,6 @@ class FashionMNIST(ArrayDataset):
     ) -> None:
         self.classes = list(CLASSES)
         images, labels = read_part("test" if split == "test" else "train", root)
-        if split != "test":
-            if not 0 < val_size < len(labels):
-                raise ConfigError(f"val_size is between 1 and {len(labels) - 1}; got {val_size}")
-            cut = len(labels) - val_size
-            part = slice(cut, None) if split == "val" else slice(None, cut)
-            images, labels = images[part], labels[part]
-        super().__init__(split, images[:, None], labels, augment=augment, views=views, seed=seed, limit=limit)
+        chosen = held_out(split, len(labels), val_size)
+        pixels = images[chosen, None]
+        super().__init__(split, pixels, labels[chosen], augment=augment, views=views, seed=seed, limit=limit)
