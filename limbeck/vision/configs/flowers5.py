@@ -1,8 +1,11 @@
 """Flowers, 128×128: EfficientNet-Lite 2, pretrained on ImageNet, teaches a MobileNetV3-small ×0.5 from scratch.
 
-Sizes: the student's step takes about 0.2 s on one core, the teacher's forward over a batch 1.3 s and its training step
-4.2 s. So the teacher is fine-tuned for two epochs of 47 steps, the student trains for eight, and it sees two augmented
-views of each photograph, for which the teacher's taps are computed once and cached.
+The teacher is a linear probe: its classifier alone is trained. Fine-tuning all of it for two epochs, with SGD and with
+AdamW at two rates, did worse on validation.
+
+Sizes: the student's step takes about 0.2 s on one core, the teacher's forward over a batch 1.3 s. So the teacher trains
+four epochs of 47 steps, the student eight, and it sees two augmented views of each photograph, for which the teacher's
+taps are computed once and cached.
 """
 
 task = "image-classification"
@@ -22,7 +25,7 @@ teacher_data = dict(train=dict(type="Flowers5", split="train", augment=dict(scal
 adapter = dict(type="VisionAdapter")
 metric = dict(type="ClassificationMetric")
 
-teacher = dict(type="EfficientNetLite", variant=2, num_classes=5, input_size=(3, 128, 128))
+teacher = dict(type="EfficientNetLite", variant=2, num_classes=5, input_size=(3, 128, 128), frozen_backbone=True)
 student = dict(
     type="timm",
     model="mobilenetv3_small_050",
@@ -38,8 +41,8 @@ recipe = dict(
     param_scheduler=[dict(type="CosineAnnealingLR")],
 )
 teacher_recipe = dict(
-    epochs=2,
-    optimizer=dict(type="SGD", lr=0.02, momentum=0.9, weight_decay=1e-4, nesterov=True),
+    epochs=4,
+    optimizer=dict(type="AdamW", lr=2e-3, weight_decay=0.02),
     param_scheduler=[dict(type="CosineAnnealingLR")],
 )
 cache = dict(dtype="float16")
