@@ -15,7 +15,7 @@ def list_() -> None:
 
     Example: limbeck data list
     """
-    from limbeck.vision.data.get import available, located
+    from limbeck.engine.data_sources import available, located
 
     places = located()
     for name, text in available().items():
@@ -31,6 +31,7 @@ def get(
 
     Example: limbeck data get fashion-mnist
     """
-    from limbeck.vision.data.get import get
+    from limbeck.engine.data_sources import get
 
-    typer.echo(str(get(name, progress=not quiet)))
+    folder = get(name, progress=not quiet)
+    typer.echo(f"{name} needs no files" if folder is None else str(folder))

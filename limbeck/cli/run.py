@@ -67,8 +67,8 @@ def doctor() -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from limbeck.engine.data_sources import located
     from limbeck.engine.doctor import diagnose
-    from limbeck.vision.data.get import located
 
     table = Table("what", "state", "detail", box=None)
     for check in diagnose():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,6 +10,7 @@ import typer
 
 if TYPE_CHECKING:
     from limbeck.zoo.card import Card
+    from limbeck.zoo.predictor import Predictor
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -90,35 +92,74 @@ def info(name: NameArgument, json: JsonOption = False) -> None:
 def predict(
     name: NameArgument,
     paths: Annotated[list[Path], typer.Argument(help="Image files, and folders of them.")],
-    out: Annotated[Path | None, typer.Option(help="Write all predictions to this JSON file.")] = None,
-    top_k: Annotated[int, typer.Option(min=1, help="Classes listed for each image.")] = 1,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write all predictions to this JSON file; of a segmentation, the folder that gets its pictures "
+            "(default out/predict)."
+        ),
+    ] = None,
+    top_k: Annotated[
+        int | None, typer.Option(min=1, help="Classes listed for each image; default 1, of a segmentation 3.")
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 32,
     invert: Annotated[bool, typer.Option("--invert", help="Swap black and white first: dark ink on paper.")] = False,
     device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "cpu",
+    json: JsonOption = False,
 ) -> None:
-    """Say what a student sees in images.
+    """Say what a student sees in images; a segmentation writes an overlay and a label map of each.
+
+    A segmentation's student gets the whole image, resized; its map is brought back to the image's size by nearest.
 
     Example: limbeck zoo predict resnet8w4.digits_kd seven.png scans/ --out predictions.json
     """
-    from rich.console import Console
-    from rich.progress import track
-
     from limbeck.engine.weights import write_json
     from limbeck.zoo import Predictor
     from limbeck.zoo.images import image_files
 
-    console = Console(stderr=True)
+    predictor = Predictor(name, device, batch_size, top_k=top_k or 1, invert=invert)
+    if predictor.card.segments:
+        _predict_maps(predictor, paths, out or Path("out/predict"), top_k or 3, json=json)
+        return
     files = [file for path in paths for file in (image_files(path) if path.is_dir() else [path])]
-    predictor = Predictor(name, device, batch_size, top_k=top_k, invert=invert)
-    shown = len(files) >= BAR_FROM and console.is_terminal
-    stream = track(predictor.stream(files), name, len(files), console=console, disable=not shown)
-    found = list(stream)
+    found = list(_with_bar(predictor, files))
     if out is not None:
         write_json(out, {"student": name, "predictions": [p.to_dict() for p in found]})
+    if json:
+        _print_json([p.to_dict() for p in found])
+    elif out is not None:
         typer.echo(f"{len(found)} predictions in {out}")
+    else:
+        for p in found:
+            typer.echo("\t".join([str(p.source), *(f"{label} {chance:.4f}" for label, chance in p.top)]))
+
+
+def _predict_maps(predictor: Predictor, paths: list[Path], out: Path, top: int, *, json: bool) -> None:
+    """Write the pictures of a segmentation, and print a line, or a JSON object, for each image."""
+    from limbeck.engine.output import check_output
+    from limbeck.zoo.overlay import percent, plan_outputs, write_pictures
+
+    plan = plan_outputs(paths, out)
+    check_output(out)
+    stems = (stem for _, stem in plan)
+    rows = [write_pictures(found, stem) for found, stem in zip(_with_bar(predictor, [file for file, _ in plan]), stems)]
+    if json:
+        _print_json(rows)
         return
-    for prediction in found:
-        typer.echo("\t".join([str(prediction.source), *(f"{label} {chance:.4f}" for label, chance in prediction.top)]))
+    for row in rows:
+        shares = list(row["shares"].items())[:top]
+        typer.echo("\t".join([row["source"], *(f"{label} {percent(share)}" for label, share in shares)]))
+    typer.echo(f"{len(rows)} overlays and label maps in {out}", err=True)
+
+
+def _with_bar(predictor: Predictor, files: list[Path]) -> Iterable[Any]:
+    """Predictions one by one, with a bar on a terminal where they are many."""
+    from rich.console import Console
+    from rich.progress import track
+
+    console = Console(stderr=True)
+    shown = len(files) >= BAR_FROM and console.is_terminal
+    return track(predictor.stream(files), predictor.card.name, len(files), console=console, disable=not shown)
 
 
 @app.command()
@@ -175,7 +216,7 @@ def _facts(card: Card) -> dict[str, str]:
         "parameters": f"{card.parameters:,}",
         "FLOPs": "not counted" if card.flops is None else f"{card.flops:,}",
         "input": f"{channels} × {height} × {width}, mean {list(spec.mean)}, std {list(spec.std)}; {spec.note}",
-        "classes": ", ".join(card.classes),
+        "classes": ", ".join(card.classes if card.palette is None else map(_coloured, card.classes, card.palette)),
         "file": f"{card.file}, {card.file_bytes:,} bytes",
         "sha256": card.sha256,
         "licence": card.licence,
@@ -183,6 +224,10 @@ def _facts(card: Card) -> dict[str, str]:
         "limits": card.limits,
         "code": card.code_version,
     }
+
+
+def _coloured(name: str, colour: tuple[int, int, int]) -> str:
+    return f"{name} #{bytes(colour).hex()}"
 
 
 def _print_json(value: Any) -> None:

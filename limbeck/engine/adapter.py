@@ -22,7 +22,10 @@ class Batch:
 
 @dataclass(slots=True)
 class Forward:
-    """One member's forward: task loss terms (trained members only) and the tensors offered as taps by name."""
+    """One member's forward: task loss terms (trained members only) and the tensors offered as taps by name.
+
+    An offer may be a function without arguments, called only when a link taps it.
+    """
 
     losses: dict[str, Tensor] = field(default_factory=dict)
     offers: dict[str, Any] = field(default_factory=dict)

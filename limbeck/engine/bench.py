@@ -124,6 +124,17 @@ def _missing(planned: list[Job], paths: Paths, outcome: Outcome, on_event: Calla
     return todo
 
 
+def _runs(todo: list[Job]) -> list[Job]:
+    """The jobs that are started: of those which one and the same run makes, the first."""
+    made: set[str] = set()
+    runs = []
+    for job in todo:
+        if job.id not in made:
+            runs.append(job)
+            made.update(job.same_run)
+    return runs
+
+
 def _drive(
     todo: list[Job], pool: Pool, settings: _Settings, outcome: Outcome, on_event: Callable[[Event], None]
 ) -> None:
@@ -132,7 +143,7 @@ def _drive(
         methods = list(dict.fromkeys(job.method for job in todo if job.config == config))
         task = pool.submit(measure_models, config, methods, settings.device, settings.threads)
         settings.latency.update(task.result())
-    waiting, running = list(todo), {}
+    waiting, running = _runs(todo), {}
     teachers = {identity for job in todo for identity in job.teacher_ids.values()}
     pending = {job.id for job in todo if job.id in teachers}
     try:
@@ -141,8 +152,7 @@ def _drive(
             for job in ready[: settings.jobs - len(running)]:
                 waiting.remove(job)
                 if any(identity in outcome.failed for identity in job.teacher_ids.values()):
-                    outcome.failed[job.id] = "its teacher failed"
-                    on_event(Event("fail", job.id, text="its teacher failed"))
+                    _failed(job, "its teacher failed", outcome, on_event)
                     continue
                 on_event(Event("start", job.id))
                 running[pool.submit(run_job, job.model_dump(), settings)] = job
@@ -162,11 +172,17 @@ def _settle(job: Job, future: Future, outcome: Outcome, on_event: Callable[[Even
     try:
         text = future.result()
     except TrainingStopped as error:
-        outcome.failed[job.id] = str(error)
-        on_event(Event("fail", job.id, text=str(error)))
+        _failed(job, str(error), outcome, on_event)
     else:
-        outcome.made.append(job.id)
-        on_event(Event("finish", job.id, text=text))
+        for identity in (job.id, *job.same_run):
+            outcome.made.append(identity)
+            on_event(Event("finish", identity, text=text if identity == job.id else f"in the run of {job.id}"))
+
+
+def _failed(job: Job, text: str, outcome: Outcome, on_event: Callable[[Event], None]) -> None:
+    for identity in (job.id, *job.same_run):
+        outcome.failed[identity] = text
+        on_event(Event("fail", identity, text=text))
 
 
 def run_job(job: dict[str, Any], settings: _Settings) -> str:
@@ -187,6 +203,11 @@ def run_job(job: dict[str, Any], settings: _Settings) -> str:
         threads=settings.threads,
         concurrent_jobs=settings.jobs,
         latency_ms=settings.latency.get(_deployed(config)),
+        companion_latency_ms={
+            run.model["deploy"]: settings.latency[_deployed(run)]
+            for run in config.companion_runs()
+            if _deployed(run) in settings.latency
+        },
         progress=report,
         drop_other=True,
     )

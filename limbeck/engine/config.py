@@ -16,6 +16,7 @@ from limbeck.engine.record import Selection, Task, record_id
 from limbeck.errors import ConfigError, UnknownName
 
 TEACHER, PLAIN = "teacher", "plain"
+PRETRAINED = ("pretrained", "pretrained_backbone")  # keys of model configs: the whole network, or all but its head
 Dict = dict[str, Any]
 # What running somebody's Python file may raise.
 _BROKEN = (
@@ -35,6 +36,11 @@ _BROKEN = (
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid")
+
+
+def _absent(value: Any) -> bool:
+    """Fields that came later are left out while they say nothing, so that older records keep their config's hash."""
+    return not value
 
 
 class DataConfig(_Strict):
@@ -71,6 +77,15 @@ class RecipeConfig(_Strict):
         "float16", description="of the saved student, which gives the metrics"
     )
 
+    optimizers: dict[str, Dict] = Field(
+        default_factory=dict,
+        description="of further trained members, by name, with their links' parameters; others share `optimizer`",
+        exclude_if=_absent,
+    )
+    paramwise: Dict | None = Field(
+        None, description="mmengine's paramwise_cfg: custom_keys with lr_mult and decay_mult", exclude_if=_absent
+    )
+
 
 class CacheConfig(_Strict):
     """Keep the teacher's taps; needs a deterministic pipeline or a fixed pool of views."""
@@ -92,6 +107,16 @@ class MethodConfig(_Strict):
     )
     cache: bool = Field(
         default=True, description="False for a method that alters the images, so that nothing can be cached"
+    )
+    companions: dict[str, str] = Field(
+        default_factory=dict,
+        description="trained members that are kept too, and the pair under which each has a record of its own",
+    )
+    optimizers: dict[str, Dict] = Field(
+        default_factory=dict, description="of the trained members that do not share the recipe's optimizer"
+    )
+    same_run_as: str | None = Field(
+        default=None, description="config of the pair whose method of this name also trains this pair's student"
     )
 
 
@@ -166,11 +191,31 @@ class RunConfig(_Strict):
     metric: MetricConfig
     recipe: RecipeConfig
     cache: CacheConfig | None = None
+    companions: dict[str, str] = Field(
+        default_factory=dict,
+        description="other trained members that are kept, and the pairs of their records",
+        exclude_if=_absent,
+    )
 
     @property
     def id(self) -> str:
         """The id of the record that this run writes."""
         return record_id(self.benchmark, self.pair, self.method, self.seed)
+
+    def seen_from(self, member: str) -> RunConfig:
+        """The same run as a companion's record has it: that member is deployed, and this one its companion."""
+        others = {m: p for m, p in self.companions.items() if m != member}
+        return self.model_copy(
+            update=dict(
+                pair=self.companions[member],
+                model={**self.model, "deploy": member},
+                companions={self.model["deploy"]: self.pair, **others},
+            )
+        )
+
+    def companion_runs(self) -> list[RunConfig]:
+        """`seen_from` every companion."""
+        return [self.seen_from(member) for member in self.companions]
 
 
 def is_teacher(method: str) -> bool:
@@ -286,6 +331,8 @@ def expand(
     """
     from limbeck.engine.variant import apply_variant, split_variant
 
+    if (other := _same_run(pair, method)) is not None:
+        return _as_companion(pair, expand(load_pair(other), method, seed))
     given = {TEACHER: TrainedTeacher(teacher_weights, teacher_sha256, teacher_metric), **(trained or {})}
     base, variant = split_variant(method)
     known = {m.lower(): m for m in [TEACHER, *(f"{TEACHER}-{t}" for t in pair.teachers), *pair.method_names()]}
@@ -321,6 +368,11 @@ def expand(
         # A cache wants one pool of views for every seed; plain and uncached methods then see that pool too.
         data = data.model_copy(update=dict(train={"seed": 0, **data.train}))
     recipe = pair.recipe if teacher is None else teacher.recipe or pair.teacher_recipe or pair.recipe
+    if teacher is None and spec.optimizers:
+        recipe = recipe.model_copy(update=dict(optimizers=spec.optimizers))
+    for member in spec.companions:
+        if members.get(member, {}).get("type") != "trained":
+            raise ConfigError(f"method {name} keeps {member!r} as companion, which its members do not train")
     value = dict(
         task=pair.task,
         benchmark=pair.benchmark,
@@ -333,8 +385,34 @@ def expand(
         metric=pair.metric.model_dump(),
         recipe=recipe.model_dump(),
         cache=pair.cache.model_dump() if pair.cache and spec.links and spec.cache else None,
+        companions=spec.companions if teacher is None else {},
     )
     return parse(RunConfig, value, f"run {name} of {pair.benchmark}/{pair.pair}")
+
+
+def _same_run(pair: PairConfig, method: str) -> str | None:
+    """The config whose run of this method trains the pair's student too; None where the pair makes its own."""
+    base = method.partition("@")[0].lower()
+    return next((spec.same_run_as for name, spec in pair.methods.items() if name.lower() == base), None)
+
+
+def _as_companion(pair: PairConfig, run: RunConfig) -> RunConfig:
+    """The companion's side of another pair's run.
+
+    Raises: ConfigError when that run keeps no student of this pair, or another network.
+    """
+    member = next((m for m, name in run.companions.items() if name == pair.pair), None)
+    if member is None or run.benchmark != pair.benchmark:
+        raise ConfigError(
+            f"{run.benchmark}/{run.pair}: {run.method} keeps no companion for pair {pair.benchmark}/{pair.pair}; "
+            "name it in that method's companions"
+        )
+    if run.model["members"][member]["model"] != pair.student:
+        raise ConfigError(
+            f"{run.benchmark}/{run.pair}: {run.method} trains another {member!r} than the student of {pair.pair}; "
+            "make the two model configs equal"
+        )
+    return run.seen_from(member)
 
 
 def _teacher_of(pair: PairConfig, method: str) -> TeacherConfig | None:
@@ -364,9 +442,10 @@ def _model_of(pair: PairConfig, member: str) -> Dict:
 def _frozen(pair: PairConfig, member: str, trained: TrainedTeacher) -> Dict:
     model = _model_of(pair, member)
     own = bool(model.get("pretrained"))
+    loads = {key: False for key in PRETRAINED if model.get(key)}
     return dict(
         type="frozen",
-        model={**model, "pretrained": False} if own and trained.weights else model,  # nothing is loaded twice
+        model={**model, **loads} if trained.weights else model,  # nothing is loaded twice
         weights=trained.weights,
         **(dict(initial_weights=True) if own and not trained.weights else {}),
         sha256=trained.sha256,

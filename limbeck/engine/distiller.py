@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from limbeck.engine.adapter import Batch, Forward, TaskAdapter
 from limbeck.engine.cache import TeacherCache
+from limbeck.engine.config import PRETRAINED
 from limbeck.engine.cost import evaluating
 from limbeck.engine.members import Member, parse_members
 from limbeck.engine.method import LinkInputs, Method
@@ -67,8 +68,7 @@ class Distiller(BaseModel):
         specs = parse_members(members, deploy)
         adapter = adapter if isinstance(adapter, TaskAdapter) else cast(TaskAdapter, ADAPTERS.make(adapter))
         models = {name: _build_member(name, spec, seed, runs) for name, spec in specs.items() if spec.type != "ema"}
-        followed = specs[deploy].of or deploy
-        super().__init__(data_preprocessor=adapter.preprocessor(models[followed]))
+        super().__init__(data_preprocessor=adapter.preprocessor(models[specs[deploy].of or deploy]))
         self.adapter = adapter
         self.deploy_name = deploy
         self.specs = specs
@@ -82,7 +82,8 @@ class Distiller(BaseModel):
         self.links = nn.ModuleList(self._build_links(links))
         self.tap_shapes: dict[str, dict[str, tuple[int, ...]]] = {}  # of one example batch, by member and tap
         self._connect()
-        self.initial_hash = hash_state(models[followed].state_dict())  # a link may have set a layer of it
+        # After the links: one of them may have set a layer.
+        self.initial_hashes = {n: hash_state(m.state_dict()) for n, m in models.items() if specs[n].type == "trained"}
         self.caches: dict[str, TeacherCache] = {}
         self.progress = 0.0
         self.iteration = 0
@@ -141,6 +142,16 @@ class Distiller(BaseModel):
         return self.members[name]
 
     @property
+    def initial_hash(self) -> str:
+        """Of the deployed member's weights before its first step."""
+        return self.initial_hashes[self.specs[self.deploy_name].of or self.deploy_name]
+
+    def redeploy(self, name: str) -> None:
+        """Deploy another trained member: evaluation and `data_preprocessor` are its own from now on."""
+        self.deploy_name = name
+        self.data_preprocessor = self.adapter.preprocessor(self.deploy).to(next(self.deploy.parameters()).device)
+
+    @property
     def deploy(self) -> nn.Module:
         """The member that is evaluated, saved and exported."""
         return self.member(self.deploy_name)
@@ -165,7 +176,7 @@ class Distiller(BaseModel):
         from limbeck import __version__
 
         model = self.specs[name].model
-        config = {k: v for k, v in model.items() if k != "pretrained"} if isinstance(model, Mapping) else repr(model)
+        config = {k: v for k, v in model.items() if k not in PRETRAINED} if isinstance(model, Mapping) else repr(model)
         return dict(
             model=config,
             weights=self.frozen_hashes[name],
@@ -383,7 +394,8 @@ def batch_size(batch: Batch) -> int:
 
 
 def _offered(value: Any, index: int | None, tap: str) -> Any:
-    """What the adapter offers at a tap: the whole of it, or one of several levels."""
+    """What the adapter offers at a tap: the whole of it, or one of several levels; computed now where it is lazy."""
+    value = value() if callable(value) else value
     if index is None:
         return value
     if isinstance(value, (tuple, list)) and index < len(value):
@@ -392,7 +404,7 @@ def _offered(value: Any, index: int | None, tap: str) -> Any:
 
 
 def _build_member(name: str, spec: Member, seed: int, runs: str | Path | None) -> nn.Module:
-    with isolated_rng(seed, f"member {name}"):
+    with isolated_rng(seed, f"member {spec.init or name}"):
         model = (
             spec.model
             if isinstance(spec.model, nn.Module)

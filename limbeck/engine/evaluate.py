@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from inspect import signature
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,7 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from limbeck.engine.adapter import TaskAdapter
-from limbeck.engine.config import DataConfig, RunConfig, parse
+from limbeck.engine.config import PRETRAINED, DataConfig, RunConfig, parse
 from limbeck.engine.predictions import PredictionCache
 from limbeck.engine.registry import ADAPTERS, DATASETS, METRICS, MODELS, accepted_keys
 from limbeck.engine.weights import load_into
@@ -98,6 +99,12 @@ def evaluate(
     return metric.values()
 
 
+def without_pretrained(model: Mapping[str, Any]) -> dict[str, Any]:
+    """A model's config for weights that come next: nothing is downloaded to be overwritten."""
+    named = signature(MODELS.lookup(str(model["type"]))).parameters
+    return {**model, **{key: False for key in PRETRAINED if key in named or key in model}}
+
+
 def evaluate_weights(config: Mapping[str, Any], weights: str | Path, *, device: str = "cpu") -> dict[str, float]:
     """Re-evaluate saved student weights on the test split of a record's config.
 
@@ -105,10 +112,7 @@ def evaluate_weights(config: Mapping[str, Any], weights: str | Path, *, device: 
     """
     run = parse(RunConfig, dict(config), "record config")
     adapter = cast(TaskAdapter, ADAPTERS.make(run.model["adapter"]))
-    cfg = dict(run.model["members"][run.model["deploy"]]["model"])
-    if "pretrained" in (accepted_keys(MODELS.lookup(cfg["type"])) or ()):
-        cfg["pretrained"] = False  # the weights come next: nothing is downloaded to be overwritten
-    model = MODELS.make(cfg)
+    model = MODELS.make(without_pretrained(run.model["members"][run.model["deploy"]]["model"]))
     load_into(model, weights)
     return evaluate(
         model.to(device),

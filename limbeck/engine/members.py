@@ -19,6 +19,8 @@ class Member(BaseModel):
     weights: a path, 'run://…' or 'zoo://…'; needed by frozen members.
     sha256: of the weights file, checked before it is read.
     initial_weights: a frozen member's model config already loads pretrained weights.
+    init: the name by which a trained member's first weights are drawn; its own where not given. One that is compared
+        with a student that was trained alone starts from the same weights with init='student'.
     of, momentum: for 'ema': the member it follows, and how slowly.
     precision: a frozen member may run in lower precision.
     expected, tolerance: what a frozen member's metric on validation must be, and how far off it may be.
@@ -31,6 +33,7 @@ class Member(BaseModel):
     weights: str | None = None
     sha256: str | None = None
     initial_weights: bool = False
+    init: str | None = None
     of: str | None = None
     momentum: float = Field(0.999, ge=0.0, le=1.0)
     precision: Literal["float32", "float16", "bfloat16"] = "float32"

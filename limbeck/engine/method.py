@@ -50,7 +50,7 @@ class LinkInputs:
 class TrainingSet:
     """What a link may learn of the training split before the first step; see `Method.prepare`.
 
-    labels: (N,) int64 by sample id.
+    labels: (N,) int64 by sample id; empty where samples have no single label, as in the dense tasks.
     classes: how many there are.
     teacher_taps: `teacher_taps(name=None)` runs a teacher of the link over the split, not augmented, in order of ids;
         yields the link's taps, labels (B,) and ids (B,), batch by batch. None is the link's first teacher.
@@ -77,7 +77,8 @@ class Method(nn.Module):
     - facts of the whole training split (labels, class means of the teacher): `wants_data = True` and `prepare(data)`;
     - random numbers: `batch.generator()`;
     - other images than the loader's: `alters_batch = True` and `alter(batch, generator)`;
-    - a term that trains only the link's own parameters: name it in `own_terms`.
+    - a term that trains only the link's own parameters: name it in `own_terms`;
+    - parameters that some steps leave out: `unused_parameters = True`, for distributed training.
 
     Args:
         teacher: member read as teacher; several names for an ensemble.
@@ -95,6 +96,7 @@ class Method(nn.Module):
     alters_batch: ClassVar[bool] = False
     many_teachers: ClassVar[bool] = False
     own_terms: ClassVar[frozenset[str]] = frozenset()
+    unused_parameters: ClassVar[bool] = False
     assumption: ClassVar[str] = ""  # one sentence on what is ours, not the paper's; records hold it
 
     def __init__(

@@ -20,7 +20,7 @@ def prepare_links(model: Distiller, config: RunConfig) -> None:
 
     A resumed run does it again, and then takes the saved buffers.
 
-    Raises: ConfigError for a data set without labels or ids.
+    Raises: ConfigError for a data set without ids.
     """
     wanting = [(i, link) for i, link in enumerate(model.methods()) if link.wants_data and link.weight]
     if not wanting:
@@ -30,13 +30,9 @@ def prepare_links(model: Distiller, config: RunConfig) -> None:
         plain.train["augment"] = None
     dataset = build_dataset(plain, "train")
     labels = getattr(dataset, "labels", None)
-    if labels is None:
-        raise ConfigError(
-            f"{wanting[0][1].name} needs labels by sample id, which {type(dataset).__name__} does not have"
-        )
     for index, link in wanting:
         data = TrainingSet(
-            labels=torch.as_tensor(labels, dtype=torch.int64),
+            labels=torch.as_tensor([] if labels is None else labels, dtype=torch.int64),
             classes=len(dataset.classes),
             teacher_taps=_reader(model, link, plain, dataset),
         )

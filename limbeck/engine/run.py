@@ -6,10 +6,10 @@ import json
 import logging
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -34,7 +34,7 @@ from limbeck.engine.hooks import (
 from limbeck.engine.output import check_output, exclusive, pick_device
 from limbeck.engine.predictions import PredictionCache
 from limbeck.engine.prepare import prepare_links
-from limbeck.engine.record import RunRecord, config_hash, write_failure, write_record
+from limbeck.engine.record import Environment, RunRecord, config_hash, write_failure, write_record
 from limbeck.engine.registry import METRICS
 from limbeck.engine.report import Ended, build_failure, build_record
 from limbeck.engine.runner import DistillRunner, build_optim_wrapper
@@ -52,6 +52,7 @@ class RunOptions:
     records: folder of records; None writes none.
     cache: folder of teacher caches.
     latency_ms: student latency that was measured elsewhere on an idle machine; None measures after training.
+    companion_latency_ms: the same of companions, by member.
     resume: go on from the last epoch of an interrupted run.
     drop_other: an interrupted run of another config, in the same folder, is forgotten instead of refused.
     """
@@ -64,6 +65,7 @@ class RunOptions:
     threads: int | None = None
     concurrent_jobs: int = 1
     latency_ms: float | None = None
+    companion_latency_ms: Mapping[str, float] = field(default_factory=dict)
     resume: bool = True
     drop_other: bool = False
     progress: Progress | None = None
@@ -126,6 +128,8 @@ def _train(config: RunConfig, options: RunOptions, folder: Path, device: torch.d
         )
 
     keep = config.recipe.selection == "best_val"
+    if keep and config.companions:
+        raise ConfigError(f"{config.method} keeps several students, and best_val chooses for one; set selection='last'")
     select = SelectHook(facts, config.metric.primary, config.metric.higher_is_better, keep)
     hooks: list[Any] = [StateHook(facts, options.progress), TeacherCheckHook(measure), select]
     hooks += [LogHook(folder / "log.jsonl"), ResumeHook(folder, facts, digest)]
@@ -140,20 +144,41 @@ def _train(config: RunConfig, options: RunOptions, folder: Path, device: torch.d
     runner.train()
     if rank:
         return None
-    trained = model.deploy
     if keep and select.state is not None:
-        trained.load_state_dict(select.state)
-    path = folder / STUDENT_FILE
-    metadata = {"limbeck": json.dumps(dict(id=config.id, config_hash=digest))}  # one key: safetensors shuffles several
-    sha256 = save_weights(path, trained.state_dict(), metadata=metadata, dtype=getattr(torch, config.recipe.save_dtype))
+        model.deploy.load_state_dict(select.state)
     where = cost.environment(device, concurrent_jobs=options.concurrent_jobs, world_size=world)
-    ended = Ended(config, model, facts, path, sha256, peak.megabytes(), where, loader, val, options.latency_ms, kept)
-    record = build_record(ended)
-    if options.records is not None:
-        write_record(options.records, record)
+    common = (facts, peak.megabytes(), where, loader, val)
+    for companion in config.companion_runs():
+        member = companion.model["deploy"]
+        model.redeploy(member)
+        _keep(companion, model, options, common, options.companion_latency_ms.get(member), kept)
+    if config.companions:
+        model.redeploy(config.model["deploy"])
+    record = _keep(config, model, options, common, options.latency_ms, kept)
     for leftover in folder.glob("epoch*.pth"):
         leftover.unlink()
     (folder / "last.json").unlink(missing_ok=True)
+    return record
+
+
+def _keep(
+    config: RunConfig,
+    model: Distiller,
+    options: RunOptions,
+    common: tuple[Facts, float, Environment, DataLoader, DataLoader],
+    latency_ms: float | None,
+    kept: PredictionCache | None,
+) -> RunRecord:
+    """Save the deployed member in its record's folder, test what was saved, and write the record."""
+    digest = config_hash(config.model_dump(mode="json"))
+    path = options.out / config.id / STUDENT_FILE
+    metadata = {"limbeck": json.dumps(dict(id=config.id, config_hash=digest))}  # one key: safetensors shuffles several
+    state, dtype = model.deploy.state_dict(), getattr(torch, config.recipe.save_dtype)
+    sha256 = save_weights(path, state, metadata=metadata, dtype=dtype)
+    facts, peak_mb, where, loader, val = common
+    record = build_record(Ended(config, model, facts, path, sha256, peak_mb, where, loader, val, latency_ms, kept))
+    if options.records is not None:
+        write_record(options.records, record)
     return record
 
 
@@ -224,7 +249,9 @@ def _runner(
     runner_class = type("DistillRunner", (DistillRunner,), {})
     runner_class.device = device
     runner_class.find_unused_parameters = model.task_weight == 0 or any(
-        (link.scheduled or not link.weight) and any(p.requires_grad for p in link.parameters()) for link in model.links
+        (link.scheduled or link.unused_parameters or not link.weight)
+        and any(p.requires_grad for p in link.parameters())
+        for link in model.methods()
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # mmengine warns of torch features that it does not use here

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import torch
@@ -15,7 +15,7 @@ from mmengine.runner import BaseLoop, Runner
 from torch import nn
 from torch.utils.data import DataLoader
 
-from limbeck.errors import DeviceError
+from limbeck.errors import DeviceError, UnknownName
 
 
 class JointOptimWrapper(OptimWrapperDict):
@@ -129,18 +129,67 @@ def build_optim_wrapper(model: nn.Module, links: Any, recipe: Any) -> Any:
     if amp and not is_cuda_available():
         raise DeviceError(f"recipe.precision={recipe.precision!r} needs a GPU, which this machine lacks; use 'float32'")
     base = dict(type="AmpOptimWrapper", dtype=recipe.precision) if amp else dict(type="OptimWrapper")
-    own = {id(p): index for index, link in enumerate(links) if link.optimizer for p in link.parameters()}
-    main = [p for p in model.parameters() if p.requires_grad and id(p) not in own]
+    groups = _groups(model, links, recipe.optimizers)
 
-    def wrapper(params: list[nn.Parameter], optimizer: dict[str, Any]) -> Any:
+    def wrapper(params: list[tuple[str, nn.Parameter]], optimizer: dict[str, Any], paramwise: Any) -> Any:
         from mmengine.registry import OPTIMIZERS
 
-        built = OPTIMIZERS.build({**optimizer, "params": params})
+        given = [p for _, p in params] if paramwise is None else _paramwise(params, optimizer, paramwise)
+        built = OPTIMIZERS.build({**optimizer, "params": given})
         clip = None if recipe.clip_grad is None else dict(recipe.clip_grad)  # mmengine takes its 'type' out
         return OPTIM_WRAPPERS.build({**base, "optimizer": built, "clip_grad": clip})
 
-    wrappers = {"main": wrapper(main, recipe.optimizer)}
-    for index, link in enumerate(links):
-        if link.optimizer and any(own.get(id(p)) == index for p in link.parameters()):
-            wrappers[f"link{index}"] = wrapper(list(link.parameters()), link.optimizer)
+    wrappers = {"main": wrapper(groups.pop("main"), recipe.optimizer, recipe.paramwise)}
+    for name, params in groups.items():
+        own = None if name in recipe.optimizers else links[int(name.removeprefix("link"))].optimizer
+        wrappers[name] = wrapper(params, own or recipe.optimizers[name], None if own else recipe.paramwise)
     return wrappers["main"] if len(wrappers) == 1 else JointOptimWrapper(**wrappers)
+
+
+def _groups(model: nn.Module, links: Any, members: Mapping[str, Any]) -> dict[str, list[tuple[str, nn.Parameter]]]:
+    """Named parameters by optimiser: 'main', each further member of `members`, and each link with its own.
+
+    A link without its own optimiser goes with the member that it trains.
+
+    Raises: UnknownName for a member that is not trained.
+    """
+    inner = cast(Any, getattr(model, "module", model))
+    for name in members:
+        if name not in inner.members:
+            raise UnknownName("trained member", name, inner.members, "in recipe.optimizers")
+    owner: dict[int, str] = {}
+    for name in members:
+        owner |= {id(p): name for p in inner.members[name].parameters()}
+    for index, link in enumerate(links):
+        home = f"link{index}" if link.optimizer else link.student if link.student in members else "main"
+        owner |= {id(p): home for p in link.parameters()}
+    groups: dict[str, list[tuple[str, nn.Parameter]]] = {"main": []}
+    for name, parameter in inner.named_parameters():
+        if parameter.requires_grad:
+            groups.setdefault(owner.get(id(parameter), "main"), []).append((name, parameter))
+    return groups
+
+
+def _paramwise(
+    params: list[tuple[str, nn.Parameter]], optimizer: Mapping[str, Any], config: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """Parameter groups by `custom_keys`, with mmengine's meaning: the longest key that a name contains decides.
+
+    Raises: UnknownName for an option other than custom_keys, or a key's option other than lr_mult and decay_mult.
+    """
+    for option in config:
+        if option != "custom_keys":
+            raise UnknownName("option", option, ["custom_keys"], "of recipe.paramwise")
+    keys = sorted(sorted(config.get("custom_keys", {})), key=len, reverse=True)
+    found: dict[str | None, dict[str, Any]] = {}
+    for name, parameter in params:
+        key = next((k for k in keys if k in name), None)
+        spec = config["custom_keys"][key] if key is not None else {}
+        for option in spec:
+            if option not in ("lr_mult", "decay_mult"):
+                raise UnknownName("option", option, ["lr_mult", "decay_mult"], f"of recipe.paramwise key {key!r}")
+        group = found.setdefault(key, dict(params=[], lr=optimizer["lr"] * spec.get("lr_mult", 1.0)))
+        if "decay_mult" in spec:
+            group["weight_decay"] = optimizer.get("weight_decay", 0.0) * spec["decay_mult"]
+        group["params"].append(parameter)
+    return list(found.values())

@@ -73,6 +73,9 @@ class Job(BaseModel):
     method: str
     seed: int
     trainers: dict[str, Job] = Field(default_factory=dict, description="the jobs of frozen members, by member")
+    same_run: list[str] = Field(
+        default_factory=list, description="ids of the companions' records that the run writes too"
+    )
 
     @property
     def id(self) -> str:
@@ -183,6 +186,8 @@ def plan(suite: Suite, *, seeds: int | None = None, only: list[str] | None = Non
     for name in only or []:
         if name.lower() not in {o.lower() for o in offered}:
             raise UnknownName("method", name, offered, f"in suite {suite.name!r}")
+    for job in jobs.values():
+        job.same_run = [identity for identity in job.same_run if identity in jobs]
     return list(jobs.values())
 
 
@@ -194,12 +199,24 @@ def _jobs(group: Group, pair: PairConfig, names: list[str], seeds: list[int]) ->
     for member in dict.fromkeys(member for members in frozen.values() for member in members):
         if member not in trainers:
             trainers[member] = trainer(group.config, pair, member, seeds[0])
+    companions = {name: _companions(pair, name) for name in names}
     students = [
-        Job(**base, method=name, seed=seed, trainers={member: trainers[member] for member in frozen[name]})
+        Job(
+            **base,
+            method=name,
+            seed=seed,
+            trainers={member: trainers[member] for member in frozen[name]},
+            same_run=[record_id(pair.benchmark, other, name, seed) for other in companions[name]],
+        )
         for seed in seeds
         for name in names
     ]
     return [*trainers.values(), *students]
+
+
+def _companions(pair: PairConfig, name: str) -> list[str]:
+    """The pairs whose students a method's run keeps too."""
+    return [] if name == PLAIN else list(expand(pair, name, 0).companions.values())
 
 
 def _check_same(first: Job, second: Job) -> None:

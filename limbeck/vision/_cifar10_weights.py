@@ -6,10 +6,10 @@ from pathlib import Path
 
 from torch import Tensor
 
+from limbeck.engine.data_files import shared_data
 from limbeck.engine.paths import cache_dir
 from limbeck.engine.weights import check_sha256, read_weights
 from limbeck.errors import ConfigError, DataMissing
-from limbeck.vision.data._files import shared_data
 
 # depth: sha256 of resnet<depth>.safetensors
 CIFAR10_WEIGHTS = {

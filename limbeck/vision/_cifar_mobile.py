@@ -10,10 +10,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from limbeck.engine.inputs import Stat
 from limbeck.engine.registry import MODELS
 from limbeck.errors import ConfigError
 from limbeck.vision._cifar_net import CIFARNet
-from limbeck.vision._inputs import Stat
 
 
 def conv_bn(in_chs: int, out_chs: int, kernel: int = 1, stride: int = 1, groups: int = 1) -> nn.Sequential:

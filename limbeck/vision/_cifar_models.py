@@ -11,10 +11,10 @@ from typing import Literal, cast
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from limbeck.engine.inputs import Stat
 from limbeck.engine.registry import MODELS
 from limbeck.errors import ConfigError
 from limbeck.vision._cifar_net import CIFARNet
-from limbeck.vision._inputs import Stat
 
 Shortcut = Literal["pad", "conv"]
 

@@ -7,8 +7,8 @@ from typing import cast
 
 from torch import Tensor, nn
 
+from limbeck.engine.inputs import Stat, describe
 from limbeck.errors import ConfigError
-from limbeck.vision._inputs import Stat, describe
 
 
 class GlobalPool(nn.Module):

@@ -10,11 +10,11 @@ from typing import Any, Protocol, cast
 
 from torch import Tensor, nn
 
+from limbeck.engine.inputs import Normalization, Stat
 from limbeck.engine.registry import MODELS, accepted_keys
 from limbeck.errors import ConfigError, UnknownName
 from limbeck.vision._cifar_models import CIFARBlock, CIFARResNet
 from limbeck.vision._cifar_net import CIFARNet
-from limbeck.vision._inputs import Normalization, Stat
 
 
 @MODELS.register_module()

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from limbeck.engine.cost import evaluating
+from limbeck.engine.inputs import Normalization, describe
 from limbeck.engine.registry import MODELS
 from limbeck.errors import ConfigError, ShapeMismatch
 from limbeck.vision._cifar_net import GlobalPool
-from limbeck.vision._inputs import Normalization, describe
 
 
 class Projector(nn.Sequential):

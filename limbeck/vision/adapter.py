@@ -1,86 +1,22 @@
-"""The task adapter of image classification: normalisation, cross entropy, logits."""
+"""The task adapter of image classification: cross entropy, logits."""
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from mmengine.model import BaseDataPreprocessor
 from torch import Tensor, nn
 
-from limbeck.engine.adapter import Batch, Forward, TaskAdapter
+from limbeck.engine.adapter import Batch, Forward
 from limbeck.engine.cost import evaluating
+from limbeck.engine.pixels import PixelAdapter, input_of
 from limbeck.engine.registry import ADAPTERS
 from limbeck.errors import ConfigError
-from limbeck.vision.models import Normalization
-
-RAW = Normalization((0.0,), (1.0,))  # pixels in [0, 1]
-
-
-def input_of(model: nn.Module) -> tuple[Normalization, tuple[int, int, int]]:
-    """A model's normalisation and (channels, height, width).
-
-    Raises: ConfigError when it was built elsewhere and says neither.
-    """
-    found, size = getattr(model, "normalization", None), getattr(model, "input_size", None)
-    if not isinstance(found, Normalization) or size is None:
-        raise ConfigError(
-            f"{type(model).__name__} has no normalization and input_size; build it through limbeck.vision.models"
-        )
-    return found, cast(tuple[int, int, int], size)
-
-
-def affine_between(source: Normalization, target: Normalization) -> tuple[Tensor, Tensor]:
-    """Scale and bias (C, 1, 1) in float64 that take pixels normalised by `source` to `target`'s normalisation.
-
-    With x = (p - m₁) / s₁ the same pixel is (p - m₂) / s₂ = x · s₁/s₂ + (m₁ - m₂)/s₂; one channel serves for all.
-    """
-    m1, s1 = (torch.tensor(v, dtype=torch.float64) for v in (source.mean, source.std))
-    m2, s2 = (torch.tensor(v, dtype=torch.float64) for v in (target.mean, target.std))
-    return (s1 / s2).reshape(-1, 1, 1), ((m1 - m2) / s2).reshape(-1, 1, 1)
-
-
-def check_channels(have: int, want: int) -> None:
-    """Raises: ConfigError unless the channels are equal or one grey channel is to be repeated."""
-    if have not in (1, want):
-        raise ConfigError(
-            f"images of {have} channels cannot feed a model of {want}; build the model with in_chans={have}"
-        )
-
-
-def resized(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """(B, C, H, W) at another size, bilinear, smoothed where it shrinks; the same tensor where the size is right."""
-    if x.shape[-2:] == size:
-        return x
-    shrinks = x.shape[-2] > size[0] or x.shape[-1] > size[1]
-    return F.interpolate(x, size=size, mode="bilinear", align_corners=False, antialias=shrinks)
-
-
-class VisionPreprocessor(BaseDataPreprocessor):
-    """uint8 images (B, C, H, W) to the normalised float input of one model, on its device and at its input size."""
-
-    scale: Tensor
-    bias: Tensor
-
-    def __init__(self, normalization: Normalization, input_size: tuple[int, int, int]) -> None:
-        super().__init__()
-        self.input_size = input_size
-        scale, bias = affine_between(RAW, normalization)
-        self.register_buffer("scale", (scale / 255.0).float(), persistent=False)
-        self.register_buffer("bias", bias.float(), persistent=False)
-
-    def forward(self, data: Any, training: bool = False) -> dict[str, Any]:
-        """`dict(inputs, data_samples)` with normalised inputs; the samples' tensors stay tensors, on the device."""
-        moved = cast(dict[str, Any], self.cast_data(data))
-        inputs = moved["inputs"]
-        check_channels(inputs.shape[1], self.input_size[0])
-        inputs = inputs.to(self.scale.dtype) * self.scale + self.bias
-        return {"inputs": resized(inputs, self.input_size[1:]), "data_samples": moved.get("data_samples")}
 
 
 @ADAPTERS.register_module()
-class VisionAdapter(TaskAdapter):
+class VisionAdapter(PixelAdapter):
     """Classifiers that take (B, C, H, W) and return logits (B, classes).
 
     Args:
@@ -92,36 +28,13 @@ class VisionAdapter(TaskAdapter):
     def __init__(self, label_smoothing: float = 0.0) -> None:
         if not 0.0 <= label_smoothing < 1.0:
             raise ConfigError(f"label_smoothing is in [0, 1); got {label_smoothing}")
+        super().__init__()
         self.label_smoothing = label_smoothing
-        self._affine: dict[Any, tuple[Tensor, Tensor]] = {}
-
-    def preprocessor(self, deploy: nn.Module) -> VisionPreprocessor:
-        """Normalises for `deploy`, brings images to its input size, and repeats a grey channel if it wants three."""
-        return VisionPreprocessor(*input_of(deploy))
 
     def batch(self, inputs: Any, data_samples: Any) -> Batch:
         """Targets are the labels (B,)."""
         samples = data_samples or {}
         return Batch(inputs, targets=samples.get("labels"), ids=samples.get("ids"), views=samples.get("views"))
-
-    def member_inputs(self, batch: Batch, deploy: nn.Module, member: nn.Module) -> Tensor:
-        """The batch normalised and sized for `member`: the very same tensor where both want the same."""
-        inputs: Tensor = batch.inputs
-        if member is deploy:
-            return inputs
-        (source, _), (target, size) = input_of(deploy), input_of(member)
-        check_channels(inputs.shape[1], size[0])
-        if source != target:
-            scale, bias = self._between(source, target, inputs)
-            inputs = inputs * scale + bias
-        return resized(inputs, size[1:])
-
-    def _between(self, source: Normalization, target: Normalization, like: Tensor) -> tuple[Tensor, Tensor]:
-        key = (source, target, like.device, like.dtype)
-        if key not in self._affine:
-            scale, bias = affine_between(source, target)
-            self._affine[key] = (scale.to(like), bias.to(like))
-        return self._affine[key]
 
     def forward(self, model: nn.Module, inputs: Any, batch: Batch, *, with_loss: bool) -> Forward:
         """Offers `logits` (B, classes); the loss is `loss_ce`."""
@@ -161,12 +74,3 @@ class VisionAdapter(TaskAdapter):
                 f"data set {dataset.name} has labels from {labels.min()} to {labels.max()}, "
                 f"but names {classes} classes; labels are class indices from 0"
             )
-
-    def describe(self, deploy: nn.Module, member: nn.Module) -> dict[str, Any]:
-        """Normalisation and size of both: the pixels pass through the deployed model's on their way to the member's."""
-        return {"adapter": type(self).__name__, "deploy": _facts(deploy), "member": _facts(member)}
-
-
-def _facts(model: nn.Module) -> dict[str, Any]:
-    normalization, size = input_of(model)
-    return {"mean": list(normalization.mean), "std": list(normalization.std), "input_size": list(size)}

@@ -12,14 +12,14 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from limbeck.engine.inputs import Normalization, Stat, describe
+from limbeck.engine.lite_weights import LITE_WEIGHTS, read_lite_weights
 from limbeck.engine.registry import MODELS
 from limbeck.errors import ConfigError, UnknownName
 from limbeck.vision._cifar10_weights import read_cifar10_weights
 from limbeck.vision._cifar_mobile import CIFARVGG, CIFARMobileNetV2, CIFARShuffleNetV1, CIFARShuffleNetV2
 from limbeck.vision._cifar_models import CIFARResNet, CIFARResNet50, OptionAShortcut, WideResNet
 from limbeck.vision._cifar_net import CIFARNet, GlobalPool
-from limbeck.vision._inputs import Normalization, Stat, describe
-from limbeck.vision._lite_weights import LITE_WEIGHTS, read_lite_weights
 from limbeck.vision._search_space import DepthResNet
 from limbeck.vision._simkd_student import SimKDStudent
 
@@ -183,6 +183,8 @@ def EfficientNetLite(  # noqa: N802 - configs name it as a class
     if variant not in LITE_WEIGHTS:
         raise ConfigError(f"variant of EfficientNetLite is one of {list(LITE_WEIGHTS)}; got {variant!r}")
     model = timm.create_model(f"tf_efficientnet_lite{variant}", num_classes=num_classes, **model_kwargs)
+    if num_classes != 1000:  # timm draws wide weights for few classes, whose first loss is several times ln(classes)
+        nn.init.normal_(cast(nn.Linear, model.classifier).weight, std=0.01)
     if pretrained:
         state = read_lite_weights(variant)
         if num_classes != 1000:
@@ -191,6 +193,6 @@ def EfficientNetLite(  # noqa: N802 - configs name it as a class
         model.load_state_dict(state)
     if frozen_backbone:
         model = timm.layers.freeze_batch_norm_2d(model).requires_grad_(False)  # type: ignore[attr-defined]
-        model.get_classifier().requires_grad_(True)
+        cast(nn.Module, model.classifier).requires_grad_(True)
     side = LITE_WEIGHTS[variant][1]
     return describe(model, LITE_MEAN, LITE_STD, (3, side, side) if input_size is None else input_size)

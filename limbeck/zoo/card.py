@@ -13,6 +13,8 @@ from limbeck.errors import CorruptFile
 
 CARD_VERSION = 1
 MAX_BYTES = 8_000_000  # of one weight file: the small students travel inside the package
+SEGMENTATION = "semantic-segmentation"
+Byte = Annotated[int, Field(ge=0, le=255)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)+$")]
 
 
@@ -69,6 +71,11 @@ class Card(_Strict):
     teacher: str | None = Field(None, description="name of the teacher, with its tag where its record is known")
     dataset: DatasetCard
     classes: tuple[str, ...] = Field(min_length=1, description="in the order of the logits")
+    palette: tuple[tuple[Byte, Byte, Byte], ...] | None = Field(
+        None,
+        description="RGB of each class in pictures of a segmentation; None, and not in the file, for other tasks",
+        exclude_if=lambda value: value is None,
+    )
     preprocessing: Preprocessing
     metrics: dict[str, Finite] = Field(description="on the test split, in the record's terms")
     primary_metric: str
@@ -88,6 +95,23 @@ class Card(_Strict):
         if self.primary_metric not in self.metrics:
             raise ValueError(f"metrics lack the primary one, {self.primary_metric!r}")
         return self
+
+    @model_validator(mode="after")
+    def _draws(self) -> Self:
+        if self.palette is not None and len(self.palette) != len(self.classes):
+            raise ValueError(f"palette has {len(self.palette)} colours for {len(self.classes)} classes")
+        if self.segments and self.palette is None:
+            raise ValueError("a segmentation student needs a palette, one RGB colour a class")
+        if self.segments and len(set(self.classes)) != len(self.classes):
+            raise ValueError("a segmentation student needs a name of its own for each class")
+        if self.segments and self.preprocessing.crop_pct is not None:
+            raise ValueError("a segmentation student takes the whole image; crop_pct must be null")
+        return self
+
+    @property
+    def segments(self) -> bool:
+        """Whether the student labels pixels: logits (B, K, H, W) instead of (B, K)."""
+        return self.task == SEGMENTATION
 
     @property
     def value(self) -> float:

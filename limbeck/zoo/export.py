@@ -46,9 +46,11 @@ class ExportReport:
 def export_student(
     name: str, out: str | Path, format: str = "onnx", check: bool = True, *, zoo_dir: str | Path | None = None
 ) -> ExportReport:
-    """Write a student as one file that takes normalised images (B, C, H, W), any B, and gives logits (B, classes).
+    """Write a student as one file that takes normalised images (B, C, H, W), any B, and gives logits.
 
-    Preprocessing and classes travel in the file: ONNX metadata_props, or the extra file limbeck.json of the others.
+    Logits are (B, classes), or (B, classes, H, W) of a segmentation student; H and W are those of the card. ONNX names
+    them 'images' and 'logits'. Preprocessing, classes and palette travel in the file: ONNX metadata_props, or the extra
+    file limbeck.json of the others.
 
     Args:
         out: the file; written whole or not at all.
@@ -92,7 +94,8 @@ def export_student(
 def metadata(card: Card) -> dict[str, str]:
     """What a file needs to be used without this package; lists are JSON."""
     spec = card.preprocessing
-    return {
+    palette = {} if card.palette is None else {"limbeck.palette": json.dumps(card.palette)}
+    return palette | {
         "limbeck.name": card.name,
         "limbeck.task": card.task,
         "limbeck.input_size": json.dumps(spec.input_size),

@@ -1,19 +1,24 @@
-"""Predict: images in, labels and probabilities out."""
+"""Predict: images in; labels and probabilities out, or a class for every pixel."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from limbeck.errors import ConfigError, UserError
-from limbeck.zoo.images import Preprocess, image_files
+from limbeck.zoo.images import Preprocess, image_files, match_channels, to_pixels
 from limbeck.zoo.load import load_student
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,14 +40,54 @@ class Prediction:
         return asdict(self)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class SegmentationPrediction:
+    """What a student sees in each pixel of one image.
+
+    source: the path as given, or the image's place in the input.
+    map: uint8 (H, W) at the image's own size, the class of each pixel as its place in `classes`.
+    shares: class → part of the image's pixels, largest first; classes that do not occur are left out.
+    classes, palette: of the student; one RGB colour a class.
+    image: the path, which `overlay` reads again, or a copy of the pixels (1, C, H, W).
+    """
+
+    source: str | int
+    map: np.ndarray = field(repr=False)
+    shares: dict[str, float]
+    classes: tuple[str, ...] = field(repr=False)
+    palette: tuple[tuple[int, int, int], ...] = field(repr=False)
+    image: Any = field(repr=False)
+
+    def overlay(self) -> Image:
+        """The image under its classes' colours at half opacity, with a legend of those that occur and their shares.
+
+        Small images are drawn larger.
+
+        Raises: UserError when the image's file is gone, ShapeMismatch when the image has changed its size.
+        """
+        from limbeck.zoo.overlay import draw_overlay
+
+        pixels, white = to_pixels(self.image)
+        rgb = match_channels(pixels.float() * (255.0 / white), 3)[0].round().to(torch.uint8)
+        colours = dict(zip(self.classes, self.palette))
+        return draw_overlay(rgb.permute(1, 2, 0).contiguous().numpy(), self.map, self.shares, colours)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The prediction as JSON values, without the map: source, (height, width), shares."""
+        return dict(source=self.source, size=list(self.map.shape), shares=self.shares)
+
+
 class Predictor:
     """A student and its preprocessing.
+
+    A student of segmentation gets the whole image, resized to its card's height and width whatever the image's shape,
+    and its class map is brought back to the image's own size by nearest.
 
     Args:
         name: of the student.
         device: 'cpu', 'cuda', 'cuda:N' or 'auto'.
         batch_size: images at a time.
-        top_k: classes listed in each prediction.
+        top_k: classes listed in each prediction; a segmentation has the shares of all.
         invert: swap black and white first.
     Raises: UnknownName with near names; CorruptFile.
     """
@@ -66,7 +111,7 @@ class Predictor:
         self.top_k = min(top_k, len(self.card.classes))
         self.preprocess = Preprocess(self.card.preprocessing, invert=invert)
 
-    def __call__(self, images: Any) -> list[Prediction]:
+    def __call__(self, images: Any) -> list[Prediction | SegmentationPrediction]:
         """Predictions for one image or many, in their order; see `Preprocess` for what an image is.
 
         A numpy array (B, H, W, C) and a tensor (B, C, H, W) are many.
@@ -79,18 +124,18 @@ class Predictor:
             return list(self.stream(images))
         return list(self.stream([images]))
 
-    def predict_folder(self, folder: str | Path) -> list[Prediction]:
+    def predict_folder(self, folder: str | Path) -> list[Prediction | SegmentationPrediction]:
         """Predictions for every image in a folder and below it, by path.
 
         Raises: UserError when there is none, or for one that cannot be read.
         """
         return list(self.stream(image_files(folder)))
 
-    def stream(self, images: Iterable[Any]) -> Iterator[Prediction]:
+    def stream(self, images: Iterable[Any]) -> Iterator[Prediction | SegmentationPrediction]:
         """Predictions one by one, as batches are done."""
         places = enumerate(images)
         while batch := list(islice(places, self.batch_size)):
-            yield from self._predict(batch)
+            yield from self._segment(batch) if self.card.segments else self._predict(batch)
 
     def _predict(self, batch: list[tuple[int, Any]]) -> Iterator[Prediction]:
         inputs = [self._input(place, image) for place, image in batch]
@@ -99,17 +144,49 @@ class Predictor:
         values, indices = chances.topk(self.top_k, dim=1)
         classes = self.card.classes
         for (place, image), row, found in zip(batch, values.tolist(), indices.tolist()):
-            source = str(image) if isinstance(image, (str, Path)) else place
+            source = _source(place, image)
             top = tuple((classes[i], value) for i, value in zip(found, row))
             yield Prediction(source, classes[found[0]], found[0], row[0], top)
 
+    def _segment(self, batch: list[tuple[int, Any]]) -> Iterator[SegmentationPrediction]:
+        inputs, kept = [], []
+        for place, image in batch:
+            pixels = self._pixels(place, image)
+            inputs.append(self._input(place, pixels))
+            kept.append((tuple(pixels.shape[-2:]), image if isinstance(image, (str, Path)) else pixels.clone()))
+        with torch.inference_mode():
+            maps = self.model(torch.cat(inputs).to(self.device)).argmax(1).to(torch.uint8).cpu()
+        classes = self.card.classes
+        for (place, image), small, (size, again) in zip(batch, maps, kept):
+            full = F.interpolate(small[None, None], size=size, mode="nearest-exact")[0, 0].numpy()
+            counts = np.bincount(full.ravel(), minlength=len(classes))
+            order = np.argsort(-counts, kind="stable")
+            shares = {classes[i]: float(counts[i] / full.size) for i in order if counts[i]}
+            yield SegmentationPrediction(_source(place, image), full, shares, classes, self.card.palette, again)
+
+    def _pixels(self, place: int, image: Any) -> torch.Tensor:
+        with _placed(place, image):
+            pixels, _ = to_pixels(image)
+        if len(pixels) != 1:
+            raise UserError(f"image {place}: one image was expected, got a batch of {len(pixels)}")
+        return pixels
+
     def _input(self, place: int, image: Any) -> torch.Tensor:
-        try:
-            ready = self.preprocess(image)
-        except UserError as error:
-            if isinstance(image, (str, Path)):
-                raise
-            raise UserError(f"image {place}: {error}") from error
-        if len(ready) != 1:
-            raise UserError(f"image {place}: one image was expected, got a batch of {len(ready)}")
-        return ready
+        pixels = self._pixels(place, image)
+        with _placed(place, image):
+            return self.preprocess(pixels)
+
+
+@contextmanager
+def _placed(place: int, image: Any) -> Iterator[None]:
+    """Say which image an error is of, where it has no path to name."""
+    try:
+        yield
+    except UserError as error:
+        if isinstance(image, (str, Path)):
+            raise
+        raise UserError(f"image {place}: {error}") from error
+
+
+def _source(place: int, image: Any) -> str | int:
+    return str(image) if isinstance(image, (str, Path)) else place

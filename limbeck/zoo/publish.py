@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,8 +14,9 @@ from pydantic import ValidationError
 from limbeck.engine.record import RunRecord, read_record
 from limbeck.engine.weights import atomic_path, check_sha256, load_into, write_json
 from limbeck.errors import ConfigError, UnknownName
-from limbeck.zoo.card import MAX_BYTES, Card, DatasetCard, Preprocessing, read_card
+from limbeck.zoo.card import MAX_BYTES, SEGMENTATION, Card, DatasetCard, Preprocessing, read_card
 from limbeck.zoo.index import CARDS, SHIPPED, WEIGHTS, own_zoo
+from limbeck.zoo.names import student_name, teacher_name
 
 if TYPE_CHECKING:
     from torch import nn
@@ -99,6 +99,22 @@ DATA_TERMS: Mapping[str, DataTerms] = {
         use="Recognising the main object of a photograph among 1,000 kinds; comparing methods.",
         limits="Knows ImageNet's 1,000 kinds, with the biases of its photographs; any other image gets a label too.",
     ),
+    "camvid": DataTerms(
+        licence="CC BY-NC 4.0, personal and research use only",
+        source="CamVid (Brostow et al. 2009), the 11-class 480 × 360 version of SegNet's tutorial",
+        pixels="RGB; the whole image is resized, and the class map brought back to the image's size by nearest",
+        use="Labelling the pixels of a road scene with one of 11 classes; research, teaching, and comparing methods.",
+        limits="Knows scenes of Cambridge by day and at dusk, seen from a car; figures at a smaller size (240 × 180, "
+        "192 × 144) do not compare with those at full size; every pixel of any other image gets one of 11 labels too.",
+    ),
+    "digit-scenes": DataTerms(
+        licence="CC-BY-4.0",
+        source="digits of scikit-learn's copy of the UCI data set Optical Recognition of Handwritten Digits, "
+        "over textures that this package draws",
+        pixels="RGB; the whole image is resized, and the class map brought back to the image's size by nearest",
+        use="Finding the pixels of handwritten digits in small made-up scenes; teaching, tests, and comparing methods.",
+        limits="Knows drawn scenes only; every pixel of any other image gets one of 11 labels too.",
+    ),
 }
 
 
@@ -148,11 +164,15 @@ def _check(record: RunRecord, weights: Path) -> None:
 
 
 def _card(record: RunRecord, weights: Path, name: str) -> Card:
+    from limbeck.engine.evaluate import without_pretrained
+    from limbeck.engine.registry import DATASETS
+
     members = record.config["model"]["members"]
-    config = _without_pretraining(members[record.config["model"]["deploy"]]["model"])
+    config = without_pretrained(members[record.config["model"]["deploy"]]["model"])
     model = _built(config, weights, record)
     terms = DATA_TERMS[record.data.name]
     test = _without_place(record.config["data"]["test"])
+    pictures = DATASETS.make(test, where=f"in the record {record.id}") if record.task == SEGMENTATION else None
     environment = record.environment
     commit = (
         f" ({environment.git_commit[:12]}{', changed' if environment.git_dirty else ''})"
@@ -169,7 +189,7 @@ def _card(record: RunRecord, weights: Path, name: str) -> Card:
             method=record.method,
             seed=record.seed,
             model=config,
-            teacher=_teacher_name(record),
+            teacher=teacher_name(record),
             dataset=DatasetCard(
                 name=record.data.name,
                 content_hash=record.data.content_hash,
@@ -178,7 +198,8 @@ def _card(record: RunRecord, weights: Path, name: str) -> Card:
                 test=test,
             ),
             classes=_classes(record, test, model),
-            preprocessing=_preprocessing(model, test, terms),
+            palette=None if pictures is None else tuple(pictures.palette),
+            preprocessing=_preprocessing(model, test, terms, None if pictures is None else pictures.size),
             metrics=record.metrics,
             primary_metric=record.primary_metric,
             record=record.id,
@@ -206,16 +227,6 @@ def _built(config: dict[str, Any], weights: Path, record: RunRecord) -> nn.Modul
     return model
 
 
-def _without_pretraining(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The architecture alone: a student is loaded without the weights that its training started from."""
-    from limbeck.engine.registry import MODELS
-
-    plain = dict(config)
-    if "pretrained" in signature(MODELS.lookup(plain["type"])).parameters:
-        plain["pretrained"] = False
-    return plain
-
-
 def _without_place(test: Mapping[str, Any]) -> dict[str, Any]:
     """The test split's config without a folder of the machine that trained."""
     return {k: v for k, v in test.items() if not (isinstance(v, str) and Path(v).is_absolute())}
@@ -237,58 +248,21 @@ def _classes(record: RunRecord, test: dict[str, Any], model: nn.Module) -> tuple
     return tuple(names)
 
 
-def _preprocessing(model: nn.Module, test: Mapping[str, Any], terms: DataTerms) -> Preprocessing:
+def _preprocessing(
+    model: nn.Module, test: Mapping[str, Any], terms: DataTerms, size: tuple[int, int] | None
+) -> Preprocessing:
+    """`size` is that of the test images where they were evaluated as they are; else the model's input size counts."""
     from limbeck.engine.registry import DATASETS
 
     normalization: Any = model.normalization
+    channels, *own = cast(Any, model.input_size)
     crop = signature(DATASETS.lookup(test["type"])).parameters.get("crop_pct")
     default = None if crop is None or crop.default is Parameter.empty else crop.default
     return Preprocessing(
-        input_size=cast(tuple[int, int, int], tuple(cast(Any, model.input_size))),
+        input_size=cast(tuple[int, int, int], (channels, *(own if size is None else size))),
         mean=tuple(normalization.mean),
         std=tuple(normalization.std),
         crop_pct=test.get("crop_pct", default),
         interpolation="bilinear" if crop is None else "bicubic",  # as data sets of photographs resize
         note=terms.pixels,
     )
-
-
-# --- names ---
-
-
-def architecture_name(config: Mapping[str, Any]) -> str:
-    """'resnet8w4' for a CIFARResNet of depth 8 and width 4, 'resnet20' with the usual width; timm's name for timm's."""
-    kind = str(config["type"])
-    if kind == "CIFARResNet":
-        width = config.get("width", 16)
-        return f"resnet{config.get('depth', 20)}{'' if width == 16 else f'w{width}'}"
-    if kind == "timm":
-        return _word(str(config["model"]).rsplit("/", 1)[-1].rsplit(":", 1)[-1].split(".")[0])
-    if kind == "EfficientNetLite":
-        return f"efficientnet_lite{config.get('variant', 0)}"
-    return _word(kind.lower())
-
-
-def student_name(record: RunRecord) -> str:
-    """'resnet8w4.digits_kd'; '_s3' is added for seed 3, nothing for seed 0."""
-    config = record.config["model"]
-    architecture = architecture_name(config["members"][config["deploy"]]["model"])
-    return _tagged(architecture, record.benchmark, record.method, record.seed)
-
-
-def _tagged(architecture: str, benchmark: str, method: str, seed: int) -> str:
-    return f"{architecture}.{_word(benchmark)}_{_word(method.lower())}{f'_s{seed}' if seed else ''}"
-
-
-def _teacher_name(record: RunRecord) -> str | None:
-    teacher = record.config["model"]["members"].get("teacher")
-    if record.teacher is None or teacher is None:
-        return None
-    architecture = architecture_name(teacher["model"])
-    # a teacher's id is 'benchmark/pair/teacher/seedN'
-    parts = re.fullmatch(r"([^/]+)/[^/]+/([^/]+)/seed(\d+)", record.teacher_record or "")
-    return _tagged(architecture, parts[1], parts[2], int(parts[3])) if parts else architecture
-
-
-def _word(text: str) -> str:
-    return re.sub(r"[^A-Za-z0-9_-]+", "-", text).strip("-")

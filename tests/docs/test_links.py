@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import sys
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from tests.docs.pages import ROOT, blocks, pages
 _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 _CODE = re.compile(r"`([^`\n]+)`")
 _PLACE = re.compile(r"^(?:limbeck|benchmarks|tests|docs|requirements)/[\w./-]+$")
+METHOD_PAGES = pytest.mark.parametrize("package", ["vision", "segmentation", "detection"])
 PAGES = pytest.mark.parametrize("page", pages(), ids=lambda p: p.relative_to(ROOT).as_posix())
 
 
@@ -106,21 +109,48 @@ def test_commands_are_looked_at() -> None:
     assert sum(arguments(words) is not None for page in pages() for words in commands(page)) > 20
 
 
-def test_vision_readme_has_the_methods_and_their_defaults() -> None:
-    text = (ROOT / "limbeck" / "vision" / "README.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| `(\w+)` \| .*?arXiv ([\d.]+) \| (.+?) \| ([\d.]+) \|", text, flags=re.MULTILINE)
-    found = {name: (arxiv, re.findall(r"`(\w+)`", taps), float(weight)) for name, arxiv, taps, weight in rows}
-    shipped = {name: METHODS.make({"type": name}) for name in METHODS.names() if _in_vision(name)}
+@METHOD_PAGES
+def test_package_readme_has_the_methods_and_their_defaults(package: str) -> None:
+    found = {name: rest for name, *rest in method_rows(package)}
+    shipped = {name: METHODS.lookup(name) for name in METHODS.names() if in_package(name, package)}
     assert found.keys() == shipped.keys()
-    for name, (arxiv, taps, weight) in found.items():
-        link = shipped[name]
-        assert ([student for _, student in link.taps], link.weight) == (taps, weight)
-        source = Path(str(__import__(type(link).__module__, fromlist=["_"]).__file__)).read_text(encoding="utf-8")
-        assert f"arXiv {arxiv}" in source.splitlines()[0]
+    for name, (source, taps, weight) in found.items():
+        kind = shipped[name]
+        assert re.findall(r"`([^`]+)`", taps) == [student for _, student in kind.default_taps], name
+        assert float(weight) == default_of(kind, "weight"), name
+        file = Path(str(sys.modules[kind.__module__].__file__))
+        assert source in file.read_text(encoding="utf-8").splitlines()[0], name
 
 
-def _in_vision(name: str) -> bool:
-    return METHODS.lookup(name).__module__.startswith("limbeck.vision.methods.")
+@METHOD_PAGES
+def test_package_readme_marks_and_quotes_what_is_ours(package: str) -> None:
+    text = readme(package)
+    marked = set(re.findall(r"^\| `(\w+)` \| [^|]+†, ", text, flags=re.MULTILINE))
+    quoted = dict(re.findall(r"^- `(\w+)`: (.+)$", text, flags=re.MULTILINE))
+    shipped = {name: METHODS.lookup(name).assumption for name in METHODS.names() if in_package(name, package)}
+    said = {name: assumption for name, assumption in shipped.items() if assumption}
+    assert marked == said.keys()
+    assert quoted == said
+
+
+def readme(package: str) -> str:
+    return (ROOT / "limbeck" / package / "README.md").read_text(encoding="utf-8")
+
+
+def method_rows(package: str) -> list[tuple[str, ...]]:
+    """(name, source, taps, weight) of every row of a README's table of methods."""
+    row = r"^\| `(\w+)` \| [^|]+, ([^,|]+) \| (.+?) \| ([\d.]+) \|"
+    return re.findall(row, readme(package).partition("## Methods")[2], flags=re.MULTILINE)
+
+
+def in_package(name: str, package: str) -> bool:
+    return METHODS.lookup(name).__module__.startswith(f"limbeck.{package}.methods.")
+
+
+def default_of(kind: type, option: str) -> Any:
+    """The default of a constructor's keyword, which a base class may have."""
+    steps = [vars(c)["__init__"] for c in kind.__mro__ if "__init__" in vars(c)]
+    return next(signature(step).parameters[option].default for step in steps if option in signature(step).parameters)
 
 
 def test_numbers_page_has_the_values_of_the_selection() -> None:

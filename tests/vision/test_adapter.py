@@ -8,9 +8,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from limbeck.engine.adapter import Batch
+from limbeck.engine.pixels import RAW, affine_between
 from limbeck.engine.registry import ADAPTERS
 from limbeck.errors import ConfigError
-from limbeck.vision.adapter import RAW, VisionAdapter, affine_between
+from limbeck.vision.adapter import VisionAdapter
 from limbeck.vision.models import CIFARResNet, Normalization, describe
 
 A = Normalization((0.2860,), (0.3530,))

@@ -14,11 +14,14 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from typer.testing import CliRunner
 
+from limbeck.engine import data_sources
+from limbeck.engine.augment import sample_uniforms, splitmix64
+from limbeck.engine.digits import split_indices
 from limbeck.engine.registry import DATASETS
 from limbeck.errors import ConfigError, CorruptFile, DataMissing, UnknownName
 from limbeck.vision.data import fashion_mnist, get
-from limbeck.vision.data.augment import CropFlip, ShiftFlip, sample_uniforms, splitmix64
-from limbeck.vision.data.digits import Digits, split_indices
+from limbeck.vision.data.augment import CropFlip, ShiftFlip
+from limbeck.vision.data.digits import Digits
 from limbeck.vision.data.folder import ImageFolder
 
 DATA = os.environ.get("LIMBECK_DATA")
@@ -329,11 +332,11 @@ def test_truncated_npz_is_named_with_both_hashes(tmp_path, manifest):
 
 
 def test_hashes_are_remembered_until_the_file_changes(tmp_path, monkeypatch):
-    from limbeck.vision.data import _files
+    from limbeck.engine import data_files
 
     write_npz(tmp_path, "test", *arrays(), manifest=True)
     fashion("test", root=str(tmp_path))
-    monkeypatch.setattr(_files, "sha256_file", lambda path: "0" * 64)
+    monkeypatch.setattr(data_files, "sha256_file", lambda path: "0" * 64)
     fashion("test", root=str(tmp_path))
     os.utime(tmp_path / "test.npz", ns=(1, 1))
     with pytest.raises(CorruptFile):
@@ -382,20 +385,20 @@ def upstream(monkeypatch):
 
 
 def test_get_checks_and_stores_what_arrives(upstream, monkeypatch):
-    from limbeck.vision.data.base import content_hash
+    from limbeck.engine.data import content_hash
 
     wanted = {part: content_hash("fashion-mnist", part, *arrays(n)) for part, n in (("train", 30), ("test", 12))}
     monkeypatch.setattr(get, "FASHION_MNIST_CONTENT", wanted)
-    folder = get.get("fashion-mnist", progress=False)
+    folder = data_sources.get("fashion-mnist", progress=False)
     assert sorted(p.name for p in folder.iterdir()) == ["test.npz", "train.npz"]
     assert len(fashion("test")) == 12
     assert len(fashion("train", val_size=5)) == 25
-    assert get.get("fashion-mnist") == folder
+    assert data_sources.get("fashion-mnist") == folder
 
 
 def test_get_refuses_other_content(upstream):
     with pytest.raises(CorruptFile, match="expected b5b4748e19c7"):
-        get.get("fashion-mnist")
+        data_sources.get("fashion-mnist")
     with pytest.raises(DataMissing):
         fashion("train")
 
@@ -408,12 +411,12 @@ def test_get_without_network_says_what_else_to_do(monkeypatch):
 
     monkeypatch.setattr(torchvision.datasets, "FashionMNIST", unreachable)
     with pytest.raises(DataMissing, match="apt-get install dataset-fashion-mnist"):
-        get.get("fashion-mnist")
+        data_sources.get("fashion-mnist")
 
 
 def test_get_unknown_name():
     with pytest.raises(UnknownName, match="fashion-mnist"):
-        get.get("fashion-mnst")
+        data_sources.get("fashion-mnst")
 
 
 def test_data_commands(tmp_path):

@@ -100,7 +100,7 @@ def test_only_the_samples_asked_for_are_decoded(copy):
 
 
 def test_content_hash_is_of_the_stored_bytes_and_not_of_their_place(copy):
-    from limbeck.vision.data.base import content_hash
+    from limbeck.engine.data import content_hash
 
     files = [jpeg(100 + i) for i in range(20)]
     lengths = np.cumsum([0, *(len(f) for f in files)]).astype(np.int64)

@@ -10,8 +10,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner
 
+from limbeck.engine import data_sources
 from limbeck.engine.registry import DATASETS
 from limbeck.errors import CorruptFile, DataMissing, OutputError
 from limbeck.vision.data import fashion_mnist, get
@@ -95,7 +95,7 @@ def publish(server, monkeypatch, name: str, body: bytes, count: int = 4) -> None
 @pytest.mark.parametrize(("name", "kind"), [("cifar10", "CIFAR10"), ("cifar100", "CIFAR100")])
 def test_get_cifar_checks_and_stores_the_data_files_alone(server, monkeypatch, name, kind):
     publish(server, monkeypatch, name, archive(name, 4))
-    folder = get.get(name, progress=False)
+    folder = data_sources.get(name, progress=False)
     data = PUBLISHED[name]
     assert sorted(p.name for p in folder.iterdir()) == sorted(
         [*data.train, *data.test, "MANIFEST.sha256", "source.json"]
@@ -105,15 +105,15 @@ def test_get_cifar_checks_and_stores_the_data_files_alone(server, monkeypatch, n
     assert not folder.parent.joinpath("outside").exists()
     assert len(DATASETS.make({"type": kind, "split": "test"})) == 4
     assert len(DATASETS.make({"type": kind, "split": "val", "val_size": 2})) == 2
-    assert get.located()[name] == str(folder)
+    assert data_sources.located()[name] == str(folder)
     asked = len(server.requests)
-    assert get.get(name, progress=False) == folder
+    assert data_sources.get(name, progress=False) == folder
     assert len(server.requests) == asked
 
 
 def test_get_cifar_says_what_was_checked(server, monkeypatch, capsys):
     publish(server, monkeypatch, "cifar10", archive("cifar10", 4))
-    get.get("cifar10")
+    data_sources.get("cifar10")
     said = capsys.readouterr().err
     assert PUBLISHED["cifar10"].md5 in said
     assert PUBLISHED["cifar10"].sha256 in said
@@ -121,13 +121,13 @@ def test_get_cifar_says_what_was_checked(server, monkeypatch, capsys):
 
 def test_get_cifar_without_progress_is_silent(server, monkeypatch, capfd):
     publish(server, monkeypatch, "cifar10", archive("cifar10", 4))
-    get.get("cifar10", progress=False)
+    data_sources.get("cifar10", progress=False)
     assert capfd.readouterr() == ("", "")
 
 
 def test_get_cifar_damaged_afterwards_is_noticed(server, monkeypatch):
     publish(server, monkeypatch, "cifar10", archive("cifar10", 4))
-    path = get.get("cifar10", progress=False) / "test_batch.bin"
+    path = data_sources.get("cifar10", progress=False) / "test_batch.bin"
     whole = path.read_bytes()
     path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     with pytest.raises(CorruptFile, match=r"test_batch\.bin: not the file that MANIFEST.sha256 lists"):
@@ -136,9 +136,9 @@ def test_get_cifar_damaged_afterwards_is_noticed(server, monkeypatch):
 
 def test_get_cifar_half_there_is_got_again(server, monkeypatch):
     publish(server, monkeypatch, "cifar10", archive("cifar10", 4))
-    folder = get.get("cifar10", progress=False)
+    folder = data_sources.get("cifar10", progress=False)
     (folder / "data_batch_2.bin").unlink()
-    assert (get.get("cifar10", progress=False) / "data_batch_2.bin").is_file()
+    assert (data_sources.get("cifar10", progress=False) / "data_batch_2.bin").is_file()
 
 
 def nothing_kept(tmp_path) -> bool:
@@ -154,7 +154,7 @@ def test_get_cifar_refuses_other_content(server, monkeypatch, tmp_path):
     found = hashlib.md5(other).hexdigest()[:12], hashlib.sha256(other).hexdigest()[:12]
     said = rf"md5 is {found[0]}…, expected {data.md5[:12]}…, sha256 is {found[1]}…, expected {data.sha256[:12]}…"
     with pytest.raises(CorruptFile, match=said):
-        get.get("cifar10", progress=False)
+        data_sources.get("cifar10", progress=False)
     assert nothing_kept(tmp_path)
     with pytest.raises(DataMissing, match="limbeck data get cifar10"):
         DATASETS.make({"type": "CIFAR10", "split": "test"})
@@ -165,7 +165,7 @@ def test_get_cifar_refuses_what_broke_off(server, monkeypatch, tmp_path):
     publish(server, monkeypatch, "cifar100", body)
     server.cut.update(server.files)
     with pytest.raises(CorruptFile, match=f"{len(body) // 2} bytes, md5 is"):
-        get.get("cifar100", progress=False)
+        data_sources.get("cifar100", progress=False)
     assert nothing_kept(tmp_path)
 
 
@@ -178,7 +178,7 @@ def test_get_cifar_without_its_page_says_what_else_to_do(server, monkeypatch, tm
         url = "http://127.0.0.1:9/cifar-10-binary.tar.gz"  # the discard port: nobody listens
         monkeypatch.setitem(PUBLISHED, "cifar10", dataclasses.replace(PUBLISHED["cifar10"], url=url))
     with pytest.raises(DataMissing, match=r"could not be downloaded from http.*\$LIMBECK_DATA/cifar10_original"):
-        get.get("cifar10", progress=False)
+        data_sources.get("cifar10", progress=False)
     assert nothing_kept(tmp_path)
 
 
@@ -191,7 +191,7 @@ def test_get_cifar_refuses_an_archive_of_other_files(server, monkeypatch, kind):
     }
     publish(server, monkeypatch, "cifar10", bodies[kind])
     with pytest.raises(CorruptFile, match="no archive of cifar-10-batches-bin"):
-        get.get("cifar10", progress=False)
+        data_sources.get("cifar10", progress=False)
     with pytest.raises(DataMissing):
         DATASETS.make({"type": "CIFAR10", "split": "train"})
 
@@ -200,7 +200,7 @@ def test_get_into_a_place_that_cannot_be_written(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("LIMBECK_CACHE", str(tmp_path / "file"))
     with pytest.raises(OutputError, match="LIMBECK_CACHE"):
-        get.get("cifar10", progress=False)
+        data_sources.get("cifar10", progress=False)
 
 
 @pytest.mark.parametrize(
@@ -215,30 +215,16 @@ def test_get_into_a_place_that_cannot_be_written(tmp_path, monkeypatch):
 )
 def test_get_of_data_without_a_public_home_says_where_to_put_it(tmp_path, name, folder):
     with pytest.raises(DataMissing, match=rf"\$LIMBECK_DATA/{folder}.*cannot be downloaded") as caught:
-        get.get(name)
+        data_sources.get(name)
     assert "\n" not in str(caught.value)
     place = tmp_path / "cache" / "data" / folder
     (place / "train").mkdir(parents=True)
     (place / "train.npz").touch()
-    assert get.get(name) == place
-
-
-def test_data_list_shows_where_each_was_found(tmp_path, monkeypatch):
-    from limbeck.cli.data import app
-
-    monkeypatch.setenv("LIMBECK_DATA", str(tmp_path / "data"))
-    (tmp_path / "data" / "flowers5" / "train").mkdir(parents=True)
-    result = CliRunner().invoke(app, ["list"])
-    assert result.exit_code == 0
-    shown = dict(zip(*[iter(result.output.splitlines())] * 2))
-    by_name = {line.split()[0]: where.strip() for line, where in shown.items()}
-    assert set(by_name) == set(get.available())
-    assert by_name["flowers5"] == str(tmp_path / "data" / "flowers5")
-    assert by_name["cifar100"] == "not here; limbeck data get cifar100"
+    assert data_sources.get(name) == place
 
 
 def test_every_data_set_has_terms_for_the_cards_of_its_students():
     from limbeck.zoo.publish import DATA_TERMS
 
-    assert set(get.located()) <= set(DATA_TERMS)
+    assert {*get.sources(), "camvid", "digit-scenes"} <= set(DATA_TERMS)
     assert all(terms.licence and terms.limits for terms in DATA_TERMS.values())

@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from limbeck.engine.augment import sample_uniforms
 from limbeck.engine.registry import DATASETS
 from limbeck.errors import ConfigError, CorruptFile, DataMissing, UnknownName
-from limbeck.vision.data.augment import sample_uniforms
 from limbeck.vision.data.folder import ImageFolder
 from limbeck.vision.data.photos import photo_augment
 

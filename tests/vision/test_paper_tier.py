@@ -28,7 +28,6 @@ CIFAR = [name for name in PAPER if "_cifar100_" in name]
 IMAGENET = [name for name in PAPER if "_imagenet_" in name]
 SMALL = "vision/paper_cifar100_resnet56_resnet20"
 PUBLISHED = Path(__file__).parents[2] / "limbeck" / "leaderboard" / "reported" / "vision.csv"
-PAGE = Path(__file__).parents[2] / "docs" / "vision-paper-tier.md"
 FIELD = {
     "resnet56-resnet20",
     "resnet110-resnet32",
@@ -110,20 +109,6 @@ def test_figures_are_those_of_the_published_table(name):
                 found |= {(method, row["distilled_value"]), ("teacher", row["teacher_value"])}
                 found.add(("plain", row["baseline_value"]))
     assert set(pair.reported.items()) <= {(method, float(value)) for method, value in found if value}
-
-
-def page_row(name: str) -> str:
-    """A pair's row on the documentation's page."""
-    pair = pair_of(name)
-    teacher, student = names_of(pair)
-    figures = [f"{pair.reported[key]:.2f}" if key in pair.reported else "–" for key in ("teacher", "plain")]
-    others = [f"{key} {value:.2f}" for key, value in pair.reported.items() if key not in ("teacher", "plain")]
-    return f"| `{name}` | {teacher} | {student} | {' | '.join(figures)} | {', '.join(others) or '–'} |"
-
-
-def test_the_page_lists_every_pair_with_its_figures():
-    rows = [line for line in PAGE.read_text(encoding="utf-8").splitlines() if line.startswith("| `vision/paper_")]
-    assert rows == [page_row(name) for name in (*CIFAR, *IMAGENET)]
 
 
 # --- at full size ---

@@ -10,7 +10,7 @@ from limbeck.engine.record import write_record
 from limbeck.engine.weights import sha256_file
 from limbeck.errors import ConfigError, CorruptFile
 from limbeck.zoo import add_student, find, load_student, weights_path
-from limbeck.zoo.publish import architecture_name, student_name
+from limbeck.zoo.names import architecture_name, student_name
 from tests.zoo.fabricate import NAME, STUDENT, fabricate, flip_bit, make_zoo, run_config, trained, write_weights
 
 
@@ -64,6 +64,23 @@ def test_name_is_architecture_benchmark_method_seed(tmp_path, method, seed, name
         (dict(type="timm", model="hf-hub:owner/vit_tiny.tag"), "vit_tiny"),
         (dict(type="EfficientNetLite", variant=2), "efficientnet_lite2"),
         (dict(type="OtherNet"), "othernet"),
+        (dict(type="SegFormer", width=16, num_layers=[1, 1, 1, 1]), "segformer_w16"),
+        (dict(type="SegFormer", head="deeplabv3plus"), "segformer_w32_deeplabv3plus"),
+        (dict(type="MobileNetV2Segmentor", width=0.5), "mobilenetv2_050"),
+        (
+            dict(type="TimmSegmentor", model="tf_efficientnet_lite0", head="deeplabv3plus"),
+            "tf_efficientnet_lite0_deeplabv3plus",
+        ),
+        (
+            dict(
+                type="mmseg", config=dict(backbone=dict(type="ResNetV1c", depth=18), decode_head=dict(type="PSPHead"))
+            ),
+            "resnetv1c18_psp",
+        ),
+        (
+            dict(type="mmseg", config=dict(backbone=dict(type="HRNet"), decode_head=[{}, dict(type="OCRHead")])),
+            "hrnet_ocr",
+        ),
     ],
 )
 def test_architecture_names(config, name):

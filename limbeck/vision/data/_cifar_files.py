@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from limbeck.vision.data._files import (
+from limbeck.engine.data_files import (
     check_labels,
     damaged,
     find_folder,

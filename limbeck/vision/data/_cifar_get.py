@@ -12,11 +12,11 @@ import tarfile
 import zlib
 from pathlib import Path
 
+from limbeck.engine.data_files import temporary_inside
 from limbeck.engine.paths import cache_dir
 from limbeck.engine.weights import atomic_path, sha256_file, write_json
 from limbeck.errors import CorruptFile, DataMissing
 from limbeck.vision.data._cifar_files import PUBLISHED, Published
-from limbeck.vision.data._files import temporary_inside
 
 
 def get_cifar(name: str, progress: bool = True) -> Path:

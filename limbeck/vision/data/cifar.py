@@ -11,10 +11,11 @@ import numpy as np
 import PIL
 from PIL import Image, UnidentifiedImageError
 
+from limbeck.engine.data import check_limit, check_split
+from limbeck.engine.data_files import check_labels, damaged, find_folder, read_arrays, usual_folders
 from limbeck.engine.registry import DATASETS
 from limbeck.vision.data._cifar_files import CIFAR10_CLASSES, PUBLISHED, SIZE, read_published
-from limbeck.vision.data._files import check_labels, damaged, find_folder, read_arrays, usual_folders
-from limbeck.vision.data.base import ArrayDataset, check_limit, check_split, held_out
+from limbeck.vision.data.base import ArrayDataset, held_out
 
 JPEG_COPY = "put train.npz and test.npz into $LIMBECK_DATA/cifar10, or set root to the folder that has them"
 

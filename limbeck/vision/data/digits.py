@@ -5,26 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
+from limbeck.engine.digits import read_digits
 from limbeck.engine.registry import DATASETS
-from limbeck.vision.data.augment import sample_uniforms
 from limbeck.vision.data.base import ArrayDataset
-
-SHARES = {"train": 0.60, "val": 0.15, "test": 0.25}
-_SPLIT_SEED = 20  # decides the split for good: another number makes another benchmark
-
-
-def split_indices(labels: np.ndarray) -> dict[str, np.ndarray]:
-    """Indices of train, val and test, sorted; each class is divided 60 / 15 / 25 by a hash of the index."""
-    parts: dict[str, list[np.ndarray]] = {name: [] for name in SHARES}
-    for label in np.unique(labels):
-        members = np.flatnonzero(labels == label)
-        order = members[np.argsort(sample_uniforms(_SPLIT_SEED, 0, members, 1)[:, 0], kind="stable")]
-        cuts = np.round(np.cumsum(list(SHARES.values()))[:-1] * len(order)).astype(int)
-        for name, part in zip(SHARES, np.split(order, cuts)):
-            parts[name].append(part)
-    return {name: np.sort(np.concatenate(found)) for name, found in parts.items()}
 
 
 @DATASETS.register_module()
@@ -49,10 +32,6 @@ class Digits(ArrayDataset):
         seed: int = 0,
         limit: int | None = None,
     ) -> None:
-        from sklearn.datasets import load_digits
-
-        data: Any = load_digits()
-        self.classes = [str(name) for name in data.target_names]
-        chosen = split_indices(data.target).get(split, np.arange(0))
-        pixels = np.round(data.images[chosen, None] * (255 / 16)).astype(np.uint8)
-        super().__init__(split, pixels, data.target[chosen], augment=augment, views=views, seed=seed, limit=limit)
+        pixels, labels = read_digits(split)
+        self.classes = [str(digit) for digit in range(10)]
+        super().__init__(split, pixels[:, None], labels, augment=augment, views=views, seed=seed, limit=limit)

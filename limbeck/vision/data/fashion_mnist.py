@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from limbeck.engine.data_files import check_labels, damaged, read_arrays, shared_data
 from limbeck.engine.paths import cache_dir
 from limbeck.engine.registry import DATASETS
 from limbeck.errors import DataMissing
-from limbeck.vision.data._files import check_labels, damaged, read_arrays, shared_data
 from limbeck.vision.data.base import ArrayDataset, held_out
 
 CLASSES = (

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from limbeck.engine.data_files import damaged, read_manifest, remembered_sha256, shared_data
 from limbeck.engine.registry import DATASETS
 from limbeck.engine.weights import sha256_file, sha256_json
 from limbeck.errors import ConfigError, DataMissing
-from limbeck.vision.data._files import damaged, read_manifest, remembered_sha256, shared_data
 from limbeck.vision.data.photos import Photos, Scan
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}

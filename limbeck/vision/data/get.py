@@ -1,39 +1,22 @@
-"""Find data sets, and download those with a public home into the cache folder, checked before they are kept."""
+"""Where the data sets of image classification come from; what has a public home is checked before it is kept."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from limbeck.engine.data_files import temporary_inside
+from limbeck.engine.data_sources import Source
 from limbeck.engine.paths import cache_dir
-from limbeck.errors import CorruptFile, DataMissing, UnknownName
-from limbeck.vision.data._files import temporary_inside
+from limbeck.errors import CorruptFile, DataMissing
 
 # sha256 of images and labels as decoded, whatever the files that held them
 FASHION_MNIST_CONTENT = {
     "train": "b5b4748e19c792cac53c79c4634b3674928698be27a56da6245e20927c7cc72e",
     "test": "4a53d31cc3c4fe2ab5102ab2246f169242434233b91a7eee4d9b15a8a8f5478a",
 }
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where a data set comes from.
-
-    Args:
-        text: one line about it. find: gives its folder, or raises DataMissing.
-        fetch: downloads it, with or without progress, and gives its folder; None where that cannot be done from here.
-        why: it cannot be downloaded.
-    """
-
-    text: str
-    find: Callable[[], Path]
-    fetch: Callable[[bool], Path] | None = None
-    why: str = "no public home has this very copy"
 
 
 def sources() -> dict[str, Source]:
@@ -47,6 +30,9 @@ def sources() -> dict[str, Source]:
 
     terms = "each user has to agree to ImageNet's terms"
     return {
+        "digits": Source(
+            "Digits, 1,797 handwritten digits 8 × 8 in 10 classes, CC-BY-4.0", place="inside scikit-learn"
+        ),
         "fashion-mnist": Source(
             "Fashion-MNIST, 70,000 grey images 28 × 28 in 10 classes, 31 MB, MIT licence",
             lambda: find_files("train")[0].parent,
@@ -78,42 +64,6 @@ def sources() -> dict[str, Source]:
     }
 
 
-def available() -> dict[str, str]:
-    """Data sets that `get` knows: name → one line about each."""
-    return {name: source.text for name, source in sources().items()}
-
-
-def located() -> dict[str, str]:
-    """Data set → where its files are on this machine; 'inside scikit-learn' for digits, empty where there are none."""
-    found = {"digits": "inside scikit-learn"}
-    for name, source in sources().items():
-        try:
-            found[name] = str(source.find())
-        except DataMissing:
-            found[name] = ""
-    return found
-
-
-def get(name: str, progress: bool = True) -> Path:
-    """Download a data set from its public home and return its folder; nothing is done where the cache has it already.
-
-    A data set without such a home is only looked for.
-
-    Raises: UnknownName; DataMissing when it cannot be downloaded, saying where to put it; CorruptFile when something
-        else arrives; OutputError.
-    """
-    known = sources()
-    if name not in known:
-        raise UnknownName("data set", name, known)
-    source = known[name]
-    if source.fetch is not None:
-        return source.fetch(progress)
-    try:
-        return source.find()
-    except DataMissing as error:
-        raise DataMissing(f"{error}; it cannot be downloaded: {source.why}") from error
-
-
 def _get_fashion_mnist(progress: bool) -> Path:
     folder = cache_dir() / "data" / "fashion_mnist"
     if all((folder / f"{part}.npz").is_file() for part in FASHION_MNIST_CONTENT):
@@ -141,8 +91,8 @@ def _download(folder: Path, train: bool, progress: bool) -> Any:
 def _store(part: str, found: Any, folder: Path) -> None:
     import numpy as np
 
+    from limbeck.engine.data import content_hash
     from limbeck.engine.weights import atomic_path
-    from limbeck.vision.data.base import content_hash
 
     images = found.data.numpy()
     labels = found.targets.numpy().astype(np.uint8)

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from limbeck.engine.data_files import damaged, find_folder, usual_folders
 from limbeck.engine.registry import DATASETS
 from limbeck.errors import ConfigError, DataMissing
-from limbeck.vision.data._files import damaged, find_folder, usual_folders
 from limbeck.vision.data.folder import class_files, class_names, listed_content, sizes_content
 from limbeck.vision.data.photos import Photos, Scan
 

@@ -17,11 +17,13 @@ from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as TF
 
+from limbeck.engine.augment import parse_augment, sample_uniforms
+from limbeck.engine.data import check_limit
+from limbeck.engine.data_files import damaged, read_manifest
 from limbeck.engine.weights import sha256_json
 from limbeck.errors import ConfigError, UnknownName
-from limbeck.vision.data._files import damaged, read_manifest
-from limbeck.vision.data.augment import CropFlip, ShiftFlip, parse_augment, sample_uniforms
-from limbeck.vision.data.base import VisionDataset, check_limit
+from limbeck.vision.data.augment import CropFlip, ShiftFlip
+from limbeck.vision.data.base import VisionDataset
 
 TRIES = 10  # of a crop that fits, as torchvision's RandomResizedCrop
 AUGMENTS: Mapping[str, type[CropFlip] | type[ShiftFlip]] = {"CropFlip": CropFlip, "ShiftFlip": ShiftFlip}

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from limbeck.engine.data_files import find_folder, usual_folders
 from limbeck.engine.registry import DATASETS
-from limbeck.vision.data._files import find_folder, usual_folders
 from limbeck.vision.data.folder import ImageFolder
 
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from limbeck.engine.bridges_tokens import Layout, map_to_tokens, tap_form
 from limbeck.engine.cost import evaluating
+from limbeck.engine.pixels import input_of
 from limbeck.errors import ConfigError, UnknownName
-from limbeck.vision.adapter import input_of
 
 
 class LastStage:

@@ -8,10 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from limbeck.engine.losses import check_logits, check_temperature
 from limbeck.engine.method import LinkInputs, Method, Shapes
 from limbeck.engine.registry import METHODS
 from limbeck.errors import ConfigError
-from limbeck.vision.methods.kd import check_logits, check_temperature, logit_pairs
+from limbeck.vision.methods.kd import logit_pairs
 
 Role = Literal["student", "teacher"]
 

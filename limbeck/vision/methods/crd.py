@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from limbeck.engine.losses import check_temperature
 from limbeck.engine.method import LinkInputs, Method, Shapes, TrainingSet
 from limbeck.engine.registry import METHODS
 from limbeck.errors import ConfigError, ShapeMismatch, UnknownName
-from limbeck.vision.methods.kd import check_temperature
 
 EPS = 1e-7  # of the official code
 MODES = ("exact", "relax")

@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from limbeck.engine.losses import RESIZED, check_logits, check_temperature, fit_logits
 from limbeck.engine.method import LinkInputs, Method, Shapes
 from limbeck.engine.registry import METHODS
-from limbeck.vision.methods.kd import check_logits, check_temperature, logit_pairs
+from limbeck.vision.methods.kd import logit_pairs
 
 
 def dist_loss(
@@ -21,7 +22,7 @@ def dist_loss(
 
     Args: as for `dist_terms`.
     Returns: scalar, computed in float32.
-    Raises: ShapeMismatch when the two differ.
+    Raises: ShapeMismatch when the two do not fit.
     """
     terms = dist_terms(student, teacher, beta=beta, gamma=gamma, temperature=temperature)
     return torch.stack(list(terms.values())).sum()
@@ -34,15 +35,16 @@ def dist_terms(
 
     With Y = σ(z / T) and Pearson's correlation ρ:
     inter = β T² · mean_i (1 − ρ(Y_S[i, :], Y_T[i, :])), intra = γ T² · mean_c (1 − ρ(Y_S[:, c], Y_T[:, c])).
-    Of dense logits every pixel is a row. One row alone leaves intra without meaning (ρ = 0, term 1, no gradient), and
-    the term is left out.
+    Of dense logits every pixel of the batch is a row. One row alone leaves intra without meaning (ρ = 0, term 1, no
+    gradient), and the term is left out.
 
     Args:
-        student, teacher: logits (B, C) or (B, C, H, W), same shape. The teacher's gradient is stopped.
+        student, teacher: logits (B, C), or (B, C, H, W) with the student's resized to the teacher's, `fit_logits`. The
+            teacher's gradient is stopped.
         beta, gamma: factors on inter and intra.
         temperature: T > 0.
     Returns: {"inter": scalar, "intra": scalar}; without "intra" for one row.
-    Raises: ShapeMismatch when the two differ.
+    Raises: ShapeMismatch when the two do not fit.
 
     >>> sorted(dist_terms(torch.eye(3), torch.eye(3)))
     ['inter', 'intra']
@@ -50,7 +52,8 @@ def dist_terms(
     ['inter']
     """
     check_logits("DIST", tuple(teacher.shape), tuple(student.shape), axes=(2, 4))
-    y_s, y_t = (_rows((z.float() / temperature).softmax(dim=1)) for z in (student, teacher.detach()))
+    logits = fit_logits(student, teacher), teacher.detach()
+    y_s, y_t = (_rows((z.float() / temperature).softmax(dim=1)) for z in logits)
     terms = {"inter": beta * temperature**2 * inter_distance(y_s, y_t)}
     if len(y_s) > 1:
         terms["intra"] = gamma * temperature**2 * intra_distance(y_s, y_t)
@@ -81,11 +84,14 @@ def _rows(y: Tensor) -> Tensor:
 
 @METHODS.register_module()
 class DIST(Method):
-    """Correlation of predictions: taps the logits of both sides, (B, C) or (B, C, H, W), equal in shape.
+    """Correlation of predictions: taps the logits of both sides, (B, C) or (B, C, H, W) with the same C.
 
     The official code has β = γ = 1 inside and 2 outside, which the paper writes as β = γ = 2. T is 4 on CIFAR-100 and 1
     on ImageNet and for segmentation. Cross entropy keeps weight 1. The last batch of an epoch may hold one sample: its
     step has no "intra" term (our choice; the official code adds a constant there).
+
+    Dense logits are those before up-sampling; the student's are resized where sizes differ. Officially `weight=1.0` at
+    T = 1, and where both sides have an auxiliary head a second link on `aux_logits` with `weight=0.4`.
 
     Args:
         beta, gamma: factors on the terms "inter" and "intra".
@@ -117,6 +123,8 @@ class DIST(Method):
     def connect(self, teacher_shapes: Shapes, student_shapes: Shapes) -> None:
         for teacher, student in zip(teacher_shapes, student_shapes, strict=True):
             check_logits("DIST", teacher, student, axes=(2, 4))
+            if teacher[2:] != student[2:]:
+                self.assumption = RESIZED  # type: ignore[misc]  # of this pair alone
 
     def forward(self, batch: LinkInputs) -> dict[str, Tensor]:
         options = {"beta": self.beta, "gamma": self.gamma, "temperature": self.temperature}

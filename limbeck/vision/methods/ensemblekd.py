@@ -10,10 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from limbeck.engine.losses import check_logits, check_temperature
 from limbeck.engine.method import LinkInputs, Method, Shapes
 from limbeck.engine.registry import METHODS
 from limbeck.errors import ShapeMismatch, UnknownName
-from limbeck.vision.methods.kd import check_logits, check_temperature, kd_loss
+from limbeck.vision.methods.kd import kd_loss
 
 AVERAGES = ("logits", "probabilities")
 

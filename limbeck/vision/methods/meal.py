@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from limbeck.engine.losses import check_logits
 from limbeck.engine.method import LinkInputs, Method, Shapes
 from limbeck.engine.registry import METHODS
 from limbeck.errors import UnknownName
 from limbeck.vision.methods.ensemblekd import check_ensemble, logits_of
-from limbeck.vision.methods.kd import check_logits
 
 ADVERSARIES = ("code", "reversal", "off")
 

@@ -12,11 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from limbeck.engine.adapter import Batch
+from limbeck.engine.losses import check_labels, check_logits, check_temperature
 from limbeck.engine.method import LinkInputs, Method, Shapes
 from limbeck.engine.registry import METHODS
 from limbeck.errors import ConfigError, ShapeMismatch
 from limbeck.vision.methods._standardise import standardise
-from limbeck.vision.methods.kd import check_labels, check_logits, check_temperature, kd_loss
+from limbeck.vision.methods.kd import kd_loss
 
 Temperature = float | Literal["std"]
 

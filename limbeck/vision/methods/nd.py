@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from limbeck.engine.bridges import mismatch, require_same_shape
+from limbeck.engine.losses import check_labels
 from limbeck.engine.method import LinkInputs, Method, Shapes, TrainingSet
 from limbeck.engine.registry import METHODS
 from limbeck.errors import ConfigError, ShapeMismatch
-from limbeck.vision.methods.kd import check_labels
 
 
 def nd_loss(student: Tensor, teacher: Tensor, *, centres: Tensor, labels: Tensor) -> Tensor:

@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from limbeck.engine.bridges_tokens import Layout, TapForm, tap_form
+from limbeck.engine.losses import check_logits, check_temperature
 from limbeck.engine.method import LinkInputs, Method, Shapes
 from limbeck.engine.registry import METHODS
 from limbeck.errors import ConfigError, ShapeMismatch
 from limbeck.vision.methods._exit_branches import conv_branch, init_branch, token_branch
-from limbeck.vision.methods.kd import check_logits, check_temperature
 
 
 def ofa_loss(

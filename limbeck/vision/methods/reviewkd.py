@@ -9,40 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from limbeck.engine.bridges import require_same_shape
+from limbeck.engine.losses import hcl_loss
 from limbeck.engine.method import LinkInputs, Method, Shapes
 from limbeck.engine.registry import METHODS
 from limbeck.errors import ConfigError, ShapeMismatch
-
-POOLED_SIZES = (4, 2, 1)
-
-
-def hcl_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """Hierarchical context loss: squared error of two maps at full size and after pooling to 4, 2 and 1 pixels a side.
-
-    H = [MSE(S, T) + Σ_i 2^-i · MSE(pool_l S, pool_l T)] / (1 + Σ_i 2^-i), i = 1, 2, … over the sizes l < H in falling
-    order: a size that is skipped uses up no power. MSE is the mean over all elements; pool is adaptive average pooling.
-    A constant difference δ gives δ² whatever the size.
-
-    Args:
-        student, teacher: maps (B, C, H, W) of one shape. The teacher's gradient is stopped.
-    Returns: scalar ≥ 0, computed in float32.
-    Raises: ShapeMismatch when they are no maps or differ.
-
-    >>> hcl_loss(torch.full((2, 3, 8, 8), 0.5), torch.zeros(2, 3, 8, 8)).item()
-    0.25
-    """
-    require_same_shape(student, teacher, "ReviewKD")
-    if student.dim() != 4:
-        raise ShapeMismatch(f"ReviewKD compares maps (B, C, H, W); got {tuple(student.shape)} on both sides")
-    s, t = student.float(), teacher.detach().float()
-    loss, weight, total = F.mse_loss(s, t), 1.0, 1.0
-    for size in POOLED_SIZES:
-        if size < s.shape[2]:
-            weight /= 2
-            total += weight
-            loss = loss + weight * F.mse_loss(F.adaptive_avg_pool2d(s, size), F.adaptive_avg_pool2d(t, size))
-    return loss / total
 
 
 class ABF(nn.Module):

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from limbeck.engine.cost import evaluating
 from limbeck.engine.method import LinkInputs, Method, Shapes
+from limbeck.engine.pixels import input_of
 from limbeck.engine.registry import METHODS
 from limbeck.engine.taps import tapped
 from limbeck.errors import ConfigError, ShapeMismatch
 from limbeck.vision._simkd_student import SimKDStudent
-from limbeck.vision.adapter import input_of
 
 
 def simkd_loss(student: Tensor, teacher: Tensor) -> Tensor:

@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from limbeck.engine.losses import check_logits, check_temperature
 from limbeck.engine.method import LinkInputs, Method, Shapes
 from limbeck.engine.registry import METHODS
 from limbeck.errors import ConfigError
-from limbeck.vision.methods.kd import check_logits, check_temperature, logit_pairs
+from limbeck.vision.methods.kd import logit_pairs
 
 
 def sinkd_loss(

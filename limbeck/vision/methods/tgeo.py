@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from limbeck.engine.losses import check_labels, check_temperature
 from limbeck.engine.method import LinkInputs, Method, Shapes, TrainingSet
 from limbeck.engine.registry import METHODS
 from limbeck.errors import ConfigError, ShapeMismatch, UnknownName
 from limbeck.vision.methods.ensemblekd import check_ensemble, log_mean, logits_of
-from limbeck.vision.methods.kd import check_labels, check_temperature
 
 MODES = ("bilevel", "code", "constant")
 FEATURES = ("official", "norms", "angles")

@@ -7,10 +7,12 @@ import math
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from limbeck.engine.losses import RESIZED
 from limbeck.engine.registry import METHODS
 from limbeck.errors import ConfigError, ShapeMismatch
 from limbeck.vision.methods.dist import DIST, dist_loss, dist_terms, inter_distance, intra_distance
@@ -60,6 +62,50 @@ def test_dense_logits_are_rows_of_pixels() -> None:
         for z in (common.array(student), common.array(teacher))
     ]
     assert dist_loss(student, teacher).item() == pytest.approx(reference(*rows), rel=1e-4)
+
+
+def test_dense_gradient_matches_naive_reference() -> None:
+    def rows(z: np.ndarray) -> np.ndarray:
+        return np.moveaxis(z, 1, -1).reshape(-1, 4)
+
+    common.check_reference(dist_loss, lambda s, t: reference(rows(s), rows(t)), *example(2, 4, 2, 3))
+
+
+def test_joint_shuffle_of_all_pixels_of_the_batch_changes_nothing() -> None:
+    student, teacher = example(2, 5, 3, 4)
+    order = torch.randperm(24, generator=torch.Generator().manual_seed(0))
+
+    def shuffled(z: Tensor) -> Tensor:
+        return z.movedim(1, -1).reshape(24, 5)[order].reshape(2, 3, 4, 5).movedim(-1, 1)
+
+    expected = dist_terms(student, teacher)
+    torch.testing.assert_close(dist_terms(shuffled(student), shuffled(teacher)), expected)
+    assert not torch.isclose(dist_loss(shuffled(student), teacher), sum(expected.values()))
+    # Columns run over the whole batch: images one by one have other columns, and the same rows.
+    alone = [dist_terms(student[b : b + 1], teacher[b : b + 1]) for b in range(2)]
+    torch.testing.assert_close((alone[0]["inter"] + alone[1]["inter"]) / 2, expected["inter"])
+    assert not torch.isclose((alone[0]["intra"] + alone[1]["intra"]) / 2, expected["intra"], rtol=1e-3)
+
+
+def test_one_pixel_an_image_is_classification() -> None:
+    student, teacher = example(6, 5)
+    dense = dist_loss(student[..., None, None], teacher[..., None, None])
+    torch.testing.assert_close(dense, dist_loss(student, teacher))
+
+
+@pytest.mark.parametrize("size", [(2, 3), (6, 9)])
+def test_student_of_another_size_is_resized_to_the_teachers(size: tuple[int, int]) -> None:
+    student, teacher = common.randn(2, 5, *size, seed=0, scale=3), common.randn(2, 5, 3, 4, seed=1, scale=3)
+    resized = F.interpolate(student, (3, 4), mode="bilinear", align_corners=False)
+    link = DIST()
+    link.connect([tuple(teacher.shape)], [tuple(student.shape)])
+    assert (link.assumption, DIST.assumption) == (RESIZED, "")
+    expected = dist_terms(resized, teacher)
+    torch.testing.assert_close(dist_terms(student, teacher), expected)
+    torch.testing.assert_close(link(common.link_inputs(student, teacher)), expected)
+    common.check_one_sided(dist_loss, student, teacher)
+    for dtype in common.HALVES:
+        common.check_half(dist_loss, student, teacher, dtype)
 
 
 def test_one_dense_image_keeps_both_relations() -> None:
@@ -169,7 +215,7 @@ def test_autocast_keeps_float32_inside(dtype: torch.dtype) -> None:
     [
         ((5, 100), (5, 7), "a student head of 100 classes"),
         ((6, 7), (5, 7), "the same batch"),
-        ((5, 7, 4, 8), (5, 7, 2, 4), "student logits of the teacher's 4×8"),
+        ((5, 7, 4, 8), (5, 9, 2, 4), "a student head of 7 classes"),
         ((5, 7, 4, 8), (5, 7), r"tap logits \(B, C\) or \(B, C, H, W\)"),
         ((5, 9, 7), (5, 9, 7), r"tap logits \(B, C\) or \(B, C, H, W\)"),
         ((5, 1), (5, 1), "two or more would fit"),

@@ -1,0 +1,29 @@
+"""CamVid: SegFormer-B0 with a head of 128 channels teaches one of half its width; neither has ImageNet weights.
+
+Weights are TransKD's and those of the code of CIRKD.
+"""
+
+from limbeck.segmentation.configs._base_.camvid_parts import cwd as _cwd
+from limbeck.segmentation.configs._base_.camvid_parts import kd as _kd
+from limbeck.segmentation.configs._base_.camvid_parts import mit16 as _student
+from limbeck.segmentation.configs._base_.camvid_parts import mit32 as _teacher
+from limbeck.segmentation.configs._base_.camvid_parts import recipe as _recipe
+from limbeck.segmentation.configs._base_.camvid_parts import stages as _stages
+
+_base_ = ["./_base_/camvid.py"]
+
+pair = "mit32-mit16"
+title = "CamVid: SegFormer-B0 → half its width, a layer a stage"
+teacher, student = _teacher, _student
+recipe = _recipe(6e-4)
+teacher_recipe = _recipe(6e-4, epochs=60)
+cache = dict(dtype="float16")
+
+methods = {
+    "KD": dict(links=[_kd]),
+    "CWD": dict(links=_cwd("decode_head.fusion_conv", "decode_head.fusion_conv")),
+    "ReviewKD": dict(links=[dict(type="ReviewKD", taps=_stages, width=64, weight=1.0)]),
+    "TransKD-Base": dict(links=[dict(type="TransKD")]),
+    "TransKD-GL": dict(links=[dict(type="TransKD", mixer=True)]),
+    "TransKD-EA": dict(links=[dict(type="TransKD", assistant=True)]),
+}

@@ -1,0 +1,74 @@
+"""Names of students: '<architecture>.<benchmark>_<method>', made from a run's record."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from limbeck.engine.record import RunRecord
+
+
+def architecture_name(config: Mapping[str, Any]) -> str:
+    """A short name of a model's config; what it leaves out may differ between two students of one name.
+
+    'resnet8w4' for a CIFARResNet of depth 8 and width 4, 'resnet20' with the usual width; timm's name for timm's;
+    'segformer_w16', 'mobilenetv2_050' and 'tf_efficientnet_lite0_deeplabv3plus' for segmentors, whose head is named
+    where it is not SegFormer's; 'resnetv1c18_aspp' for mmsegmentation's own configs.
+    """
+    kind = str(config["type"])
+    if kind == "CIFARResNet":
+        width = config.get("width", 16)
+        return f"resnet{config.get('depth', 20)}{'' if width == 16 else f'w{width}'}"
+    if kind == "timm":
+        return _word(str(config["model"]).rsplit("/", 1)[-1].rsplit(":", 1)[-1].split(".")[0])
+    if kind == "EfficientNetLite":
+        return f"efficientnet_lite{config.get('variant', 0)}"
+    if kind == "SegFormer":
+        return f"segformer_w{config.get('width', 32)}{_head(config)}"
+    if kind == "MobileNetV2Segmentor":
+        return f"mobilenetv2_{round(100 * config.get('width', 0.5)):03d}{_head(config)}"
+    if kind == "TimmSegmentor":
+        return f"{_word(str(config['model']).split('.')[0])}{_head(config)}"
+    if kind == "mmseg":
+        return _openmmlab(config["config"])
+    return _word(kind.lower())
+
+
+def _head(config: Mapping[str, Any]) -> str:
+    head = config.get("head", "segformer")
+    return "" if head == "segformer" else f"_{_word(head)}"
+
+
+def _openmmlab(config: Mapping[str, Any]) -> str:
+    """Backbone with its depth, and the last decode head, in small letters."""
+    backbone, head = config["backbone"], config["decode_head"]
+    last = head[-1] if isinstance(head, (list, tuple)) else head
+    name = f"{backbone['type']}{backbone.get('depth', '')}_{last['type'].removesuffix('Head')}"
+    return _word(name.lower())
+
+
+def student_name(record: RunRecord) -> str:
+    """'resnet8w4.digits_kd'; '_s3' is added for seed 3, nothing for seed 0."""
+    config = record.config["model"]
+    architecture = architecture_name(config["members"][config["deploy"]]["model"])
+    return _tagged(architecture, record.benchmark, record.method, record.seed)
+
+
+def _tagged(architecture: str, benchmark: str, method: str, seed: int) -> str:
+    return f"{architecture}.{_word(benchmark)}_{_word(method.lower())}{f'_s{seed}' if seed else ''}"
+
+
+def teacher_name(record: RunRecord) -> str | None:
+    """Name of the record's teacher, with its tag where its own record is known; None without a teacher."""
+    teacher = record.config["model"]["members"].get("teacher")
+    if record.teacher is None or teacher is None:
+        return None
+    architecture = architecture_name(teacher["model"])
+    # a teacher's id is 'benchmark/pair/teacher/seedN'
+    parts = re.fullmatch(r"([^/]+)/[^/]+/([^/]+)/seed(\d+)", record.teacher_record or "")
+    return _tagged(architecture, parts[1], parts[2], int(parts[3])) if parts else architecture
+
+
+def _word(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", text).strip("-")
