@@ -17,7 +17,6 @@ from tests.docs.pages import ROOT, titled
 pytest.importorskip("mmseg", reason="the page is about mmsegmentation's networks")
 SHORT = [
     "recipe.epochs=1",
-    "teacher_recipe.epochs=1",
     "data.train.count=16",
     "data.val.count=4",
     "data.test.count=4",

@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from mmengine.model import BaseDataPreprocessor
-from torch import Tensor, nn
+from torch import Tensor
 
-from limbeck.engine.adapter import Batch, Forward, TaskAdapter
+from limbeck.engine.adapter import Batch
 from limbeck.engine.distiller import Distiller
 from limbeck.engine.losses import IGNORE
 from limbeck.engine.method import LinkInputs
@@ -20,6 +19,7 @@ from limbeck.engine.registry import METHODS
 from limbeck.errors import ConfigError, ShapeMismatch, UnknownName
 from limbeck.segmentation.methods import cirkd
 from limbeck.segmentation.methods.cirkd import CIRKD, batch_relation_loss, memory_relation_loss, pool_positions
+from tests.segmentation.methods.test_cwd import CLASSES, Adapter, Net
 
 TAPS = [["a", "b"]]
 C_S, C_T, K, SIZE = 3, 5, 4, (3, 4)
@@ -513,44 +513,9 @@ def test_labels_must_be_maps_of_known_classes() -> None:
 # --- the engine ---
 
 
-class Net(nn.Module):
-    """Maps of half the image's size before a 1×1 classifier."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.features = nn.Sequential(nn.Conv2d(3, width, 3, stride=2, padding=1), nn.BatchNorm2d(width), nn.Tanh())
-        self.classifier = nn.Conv2d(width, K, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.classifier(self.features(x))
-
-
-class Adapter(TaskAdapter):
-    def preprocessor(self, deploy: nn.Module) -> nn.Module:
-        return BaseDataPreprocessor()
-
-    def batch(self, inputs: Any, data_samples: Any) -> Batch:
-        return Batch(inputs, data_samples)
-
-    def member_inputs(self, batch: Batch, deploy: nn.Module, member: nn.Module) -> Any:
-        return batch.inputs
-
-    def forward(self, model: nn.Module, inputs: Any, batch: Batch, *, with_loss: bool) -> Forward:
-        logits = model(inputs)
-        full = F.interpolate(logits, scale_factor=2)
-        losses = {"loss_ce": F.cross_entropy(full, batch.targets, ignore_index=IGNORE)} if with_loss else {}
-        return Forward(losses, {"logits": logits})
-
-    def predict(self, model: nn.Module, inputs: Any, batch: Batch) -> list[Any]:
-        return [model(inputs).argmax(1)]
-
-    def example(self, deploy: nn.Module) -> Batch:
-        return Batch(torch.zeros(2, 3, 8, 8), torch.zeros(2, 8, 8, dtype=torch.int64))
-
-
 def test_distiller_trains_it_and_keeps_the_queues_out_of_the_student() -> None:
     torch.manual_seed(0)
-    link = dict(type="CIRKD", taps=[["features", "features"]], classes=K, pixel_queue=50, region_queue=20)
+    link = dict(type="CIRKD", taps=[["features", "features"]], classes=CLASSES, pixel_queue=50, region_queue=20)
     model = Distiller(
         members={
             "teacher": dict(type="frozen", model=Net(6), initial_weights=True),
@@ -560,7 +525,7 @@ def test_distiller_trains_it_and_keeps_the_queues_out_of_the_student() -> None:
         adapter=Adapter(),
     )
     model.train()
-    images, labels = randn(4, 3, 8, 8), torch.randint(0, K, (4, 8, 8), generator=torch.Generator().manual_seed(1))
+    images, labels = randn(4, 3, 8, 8), torch.randint(0, CLASSES, (4, 8, 8), generator=torch.Generator().manual_seed(1))
     labels[:, :2] = IGNORE
     optimizer, history = torch.optim.Adam(model.parameters(), lr=0.02), []
     for _ in range(25):
