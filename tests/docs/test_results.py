@@ -12,7 +12,9 @@ from limbeck.leaderboard import build_tables, load_results, update_markdown
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("suite", ["demo", "fashion-mnist", "cifar10-jpeg-cross", "ensemble", "search", "ablation"])
+@pytest.mark.parametrize(
+    "suite", ["demo", "fashion-mnist", "cifar10-jpeg-cross", "ensemble", "flowers5", "search", "ablation"]
+)
 def test_every_run_of_a_suite_has_a_current_record(suite):
     states = {job.id: state(job, ROOT / "results")[0] for job in plan(load_suite(suite))}
     assert set(states.values()) == {"done"}, {i: s for i, s in states.items() if s != "done"}
