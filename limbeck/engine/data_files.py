@@ -13,10 +13,14 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
+from PIL import Image, UnidentifiedImageError
 
 from limbeck.engine.paths import cache_dir
 from limbeck.engine.weights import sha256_file, write_json
 from limbeck.errors import CorruptFile, DataMissing, OutputError
+
+# What decoding an image file that is not whole raises; Pillow reports some broken PNGs as SyntaxError.
+BROKEN_IMAGE = (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError)
 
 
 def shared_data() -> Path | None:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 
-from limbeck.engine.registry import TASK_PACKAGES
+from limbeck.engine.registry import package_modules
 from limbeck.errors import DataMissing, UnknownName
 
 
@@ -42,15 +40,9 @@ def sources() -> dict[str, Source]:
     Of a name that two packages have, the first one's source counts.
     """
     found: dict[str, Source] = {}
-    for package in TASK_PACKAGES:
-        name = f"limbeck.{package}.data.get"
-        try:
-            spec = find_spec(name)
-        except ModuleNotFoundError:
-            continue
-        if spec is not None:
-            for dataset, source in import_module(name).sources().items():
-                found.setdefault(dataset, source)
+    for module in package_modules("data.get"):
+        for dataset, source in module.sources().items():
+            found.setdefault(dataset, source)
     return found
 
 

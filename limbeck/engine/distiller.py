@@ -148,6 +148,8 @@ class Distiller(BaseModel):
 
     def redeploy(self, name: str) -> None:
         """Deploy another trained member: evaluation and `data_preprocessor` are its own from now on."""
+        if name == self.deploy_name:
+            return
         self.deploy_name = name
         self.data_preprocessor = self.adapter.preprocessor(self.deploy).to(next(self.deploy.parameters()).device)
 

@@ -84,6 +84,12 @@ def check_maps(what: str, teacher: tuple[int, ...], student: tuple[int, ...]) ->
         )
 
 
+def resize_bilinear(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """A map (B, C, H, W) at another size in float32, corners not aligned; its own numbers where it has that size."""
+    x = x.float()
+    return x if tuple(x.shape[2:]) == size else F.interpolate(x, size=size, mode="bilinear", align_corners=False)
+
+
 def fit_logits(student: Tensor, teacher: Tensor) -> Tensor:
     """The student's dense logits, or another map, at the height and width of the teacher's.
 
@@ -99,8 +105,7 @@ def fit_logits(student: Tensor, teacher: Tensor) -> Tensor:
     """
     if student.dim() != 4 or teacher.dim() != 4 or student.shape[2:] == teacher.shape[2:]:
         return student
-    size = (teacher.shape[2], teacher.shape[3])
-    return F.interpolate(student.float(), size=size, mode="bilinear", align_corners=False)
+    return resize_bilinear(student, (teacher.shape[2], teacher.shape[3]))
 
 
 def fit_labels(what: str, labels: Tensor, shape: tuple[int, ...]) -> Tensor:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib import import_module
 from importlib.util import find_spec
 from inspect import isclass, signature
 from pkgutil import iter_modules
+from types import ModuleType
 from typing import Any
 
 from mmengine.registry import Registry
@@ -15,6 +16,19 @@ from limbeck.errors import ConfigError, ExtraMissing, UnknownName
 
 # One method, one file: every package's methods/ folder is looked through by name.
 TASK_PACKAGES = ("vision", "segmentation", "detection", "pointcloud", "multimodal.vlm", "multimodal.diffusion")
+
+
+def package_modules(*rooms: str) -> Iterator[ModuleType]:
+    """`limbeck.<package>.<room>` of every task package that has it, imported one after another."""
+    for package in TASK_PACKAGES:
+        for room in rooms:
+            name = f"limbeck.{package}.{room}"
+            try:
+                found = find_spec(name)
+            except ModuleNotFoundError:
+                continue
+            if found is not None:
+                yield import_module(name)
 
 
 class LimbeckRegistry(Registry):
@@ -31,19 +45,10 @@ class LimbeckRegistry(Registry):
         if self._filled:
             return
         self._filled = True
-        for package in TASK_PACKAGES:
-            for room in self.rooms:
-                name = f"limbeck.{package}.{room}"
-                try:
-                    found = find_spec(name)
-                except ModuleNotFoundError:
-                    continue
-                if found is None:
-                    continue
-                module = import_module(name)
-                for part in iter_modules(getattr(module, "__path__", [])):
-                    if not part.name.startswith("_"):
-                        import_module(f"{name}.{part.name}")
+        for module in package_modules(*self.rooms):
+            for part in iter_modules(getattr(module, "__path__", [])):
+                if not part.name.startswith("_"):
+                    import_module(f"{module.__name__}.{part.name}")
 
     def names(self) -> list[str]:
         """Registered names, sorted."""

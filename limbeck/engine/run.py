@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -34,7 +35,7 @@ from limbeck.engine.hooks import (
 from limbeck.engine.output import check_output, exclusive, pick_device
 from limbeck.engine.predictions import PredictionCache
 from limbeck.engine.prepare import prepare_links
-from limbeck.engine.record import Environment, RunRecord, config_hash, write_failure, write_record
+from limbeck.engine.record import RunRecord, config_hash, write_failure, write_record
 from limbeck.engine.registry import METRICS
 from limbeck.engine.report import Ended, build_failure, build_record
 from limbeck.engine.runner import DistillRunner, build_optim_wrapper
@@ -147,36 +148,40 @@ def _train(config: RunConfig, options: RunOptions, folder: Path, device: torch.d
     if keep and select.state is not None:
         model.deploy.load_state_dict(select.state)
     where = cost.environment(device, concurrent_jobs=options.concurrent_jobs, world_size=world)
-    common = (facts, peak.megabytes(), where, loader, val)
-    for companion in config.companion_runs():
-        member = companion.model["deploy"]
-        model.redeploy(member)
-        _keep(companion, model, options, common, options.companion_latency_ms.get(member), kept)
-    if config.companions:
-        model.redeploy(config.model["deploy"])
-    record = _keep(config, model, options, common, options.latency_ms, kept)
+    ended = partial(
+        Ended,
+        model=model,
+        facts=facts,
+        peak_mb=peak.megabytes(),
+        environment=where,
+        train=loader,
+        val=val,
+        predictions=kept,
+    )
+    latency = {**options.companion_latency_ms, config.model["deploy"]: options.latency_ms}
+    records = [
+        _keep(run, model, options, partial(ended, latency_ms=latency.get(run.model["deploy"])))
+        for run in (*config.companion_runs(), config)
+    ]
     for leftover in folder.glob("epoch*.pth"):
         leftover.unlink()
     (folder / "last.json").unlink(missing_ok=True)
-    return record
+    return records[-1]
 
 
-def _keep(
-    config: RunConfig,
-    model: Distiller,
-    options: RunOptions,
-    common: tuple[Facts, float, Environment, DataLoader, DataLoader],
-    latency_ms: float | None,
-    kept: PredictionCache | None,
-) -> RunRecord:
-    """Save the deployed member in its record's folder, test what was saved, and write the record."""
+def _keep(config: RunConfig, model: Distiller, options: RunOptions, ended: Callable[..., Ended]) -> RunRecord:
+    """Save the member that this config deploys in its record's folder, test what was saved, and write the record.
+
+    Args:
+        ended: makes an `Ended` of the config, the saved file and its sha256.
+    """
+    model.redeploy(config.model["deploy"])
     digest = config_hash(config.model_dump(mode="json"))
     path = options.out / config.id / STUDENT_FILE
     metadata = {"limbeck": json.dumps(dict(id=config.id, config_hash=digest))}  # one key: safetensors shuffles several
     state, dtype = model.deploy.state_dict(), getattr(torch, config.recipe.save_dtype)
     sha256 = save_weights(path, state, metadata=metadata, dtype=dtype)
-    facts, peak_mb, where, loader, val = common
-    record = build_record(Ended(config, model, facts, path, sha256, peak_mb, where, loader, val, latency_ms, kept))
+    record = build_record(ended(config=config, weights=path, sha256=sha256))
     if options.records is not None:
         write_record(options.records, record)
     return record

@@ -129,7 +129,9 @@ def build_optim_wrapper(model: nn.Module, links: Any, recipe: Any) -> Any:
     if amp and not is_cuda_available():
         raise DeviceError(f"recipe.precision={recipe.precision!r} needs a GPU, which this machine lacks; use 'float32'")
     base = dict(type="AmpOptimWrapper", dtype=recipe.precision) if amp else dict(type="OptimWrapper")
-    groups = _groups(model, links, recipe.optimizers)
+    optimizers = {"main": (recipe.optimizer, recipe.paramwise)}
+    optimizers |= {name: (optimizer, recipe.paramwise) for name, optimizer in recipe.optimizers.items()}
+    optimizers |= {f"link{index}": (link.optimizer, None) for index, link in enumerate(links) if link.optimizer}
 
     def wrapper(params: list[tuple[str, nn.Parameter]], optimizer: dict[str, Any], paramwise: Any) -> Any:
         from mmengine.registry import OPTIMIZERS
@@ -139,10 +141,8 @@ def build_optim_wrapper(model: nn.Module, links: Any, recipe: Any) -> Any:
         clip = None if recipe.clip_grad is None else dict(recipe.clip_grad)  # mmengine takes its 'type' out
         return OPTIM_WRAPPERS.build({**base, "optimizer": built, "clip_grad": clip})
 
-    wrappers = {"main": wrapper(groups.pop("main"), recipe.optimizer, recipe.paramwise)}
-    for name, params in groups.items():
-        own = None if name in recipe.optimizers else links[int(name.removeprefix("link"))].optimizer
-        wrappers[name] = wrapper(params, own or recipe.optimizers[name], None if own else recipe.paramwise)
+    groups = _groups(model, links, recipe.optimizers)
+    wrappers = {name: wrapper(params, *optimizers[name]) for name, params in groups.items()}
     return wrappers["main"] if len(wrappers) == 1 else JointOptimWrapper(**wrappers)
 
 

@@ -56,13 +56,12 @@ class _FullSize:
         found = super().forward(inputs, data_samples, mode)  # type: ignore[misc]
         if mode != "tensor":
             return found
-        logits = found[0] if isinstance(found, tuple) else found
-        return F.interpolate(
-            logits,
-            size=inputs.shape[2:],
-            mode="bilinear",
-            align_corners=self.align_corners,  # type: ignore[attr-defined]
-        )
+        return self.full_size(found[0] if isinstance(found, tuple) else found, inputs)
+
+    def full_size(self, logits: Tensor, images: Tensor) -> Tensor:
+        """Logits (B, K, h, w) at the height and width of the images (B, C, H, W)."""
+        corners = self.align_corners  # type: ignore[attr-defined]
+        return F.interpolate(logits, size=images.shape[2:], mode="bilinear", align_corners=corners)
 
 
 class Segmentor(_FullSize, EncoderDecoder):

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from limbeck.engine.adapter import Batch, Forward
@@ -55,11 +53,10 @@ class SegmentationAdapter(PixelAdapter):
             logits = head.forward(features) if index == 0 else head.forward(features, logits)
             if with_loss:
                 prefix = "decode" if len(heads) == 1 else f"decode_{index}"
-                losses |= {f"{prefix}.{k}": v for k, v in head.loss_by_feat(logits, samples).items() if "loss" in k}
+                losses |= _losses(prefix, head, logits, samples)
         aux = self._auxiliary(net, features, samples, losses, wanted=with_loss)
         last = logits[0] if isinstance(logits, tuple) else logits
-        full = partial(_resize, last, tuple(inputs.shape[2:]), net.align_corners)
-        return Forward(losses, {"logits": last, "full_logits": full, **aux})
+        return Forward(losses, {"logits": last, "full_logits": partial(net.full_size, last, inputs), **aux})
 
     def _auxiliary(
         self, net: Any, features: Any, samples: list[Any], losses: dict[str, Tensor], *, wanted: bool
@@ -75,7 +72,7 @@ class SegmentationAdapter(PixelAdapter):
         for index, head in enumerate(heads):
             found.append(head.forward(features))
             prefix = f"aux_{index}" if many else "aux"
-            losses |= {f"{prefix}.{k}": v for k, v in head.loss_by_feat(found[-1], samples).items() if "loss" in k}
+            losses |= _losses(prefix, head, found[-1], samples)
         return {"aux_logits": _one_or_all(found)}
 
     def predict(self, model: nn.Module, inputs: Any, batch: Batch) -> list[dict[str, Tensor]]:
@@ -112,8 +109,9 @@ class SegmentationAdapter(PixelAdapter):
             raise ConfigError(f"data set {dataset.name} has {classes} classes; label maps hold at most {IGNORE - 1}")
 
 
-def _resize(logits: Tensor, size: Sequence[int], align_corners: bool) -> Tensor:
-    return F.interpolate(logits, size=tuple(size), mode="bilinear", align_corners=align_corners)
+def _losses(prefix: str, head: Any, logits: Any, samples: list[Any]) -> dict[str, Tensor]:
+    """A head's loss terms; its accuracy is left out."""
+    return {f"{prefix}.{k}": v for k, v in head.loss_by_feat(logits, samples).items() if "loss" in k}
 
 
 def _one_or_all(logits: list[Tensor]) -> Any:

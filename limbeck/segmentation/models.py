@@ -40,10 +40,7 @@ def mmseg_model(
         pretrained_backbone: read the weights that the backbone's `init_cfg` names; False leaves them out.
     Raises: ExtraMissing; ConfigError.
     """
-    require("mmseg", "segmentation", "segmentation")
-    from limbeck.engine.mmcv_ops import install
-
-    install()
+    _prepare_openmmlab()
     from limbeck.segmentation._segmentor import build_segmentor
 
     cfg = dict(config)
@@ -59,6 +56,14 @@ def mmseg_model(
         loss = dict(type="WeightedCrossEntropy", class_weight=[float(w) for w in class_weight])
         cfg["decode_head"] = {**cfg["decode_head"], "loss_decode": loss}
     return describe(build_segmentor(cfg, num_classes), mean, std, input_size)
+
+
+def _prepare_openmmlab() -> None:
+    """Before the first import from mmsegmentation. Raises: ExtraMissing."""
+    require("mmseg", "segmentation", "segmentation")
+    from limbeck.engine.mmcv_ops import install
+
+    install()
 
 
 def _head(kind: str, widths: Sequence[int], channels: int) -> dict[str, Any]:
@@ -79,6 +84,26 @@ def _head(kind: str, widths: Sequence[int], channels: int) -> dict[str, Any]:
     raise UnknownName("segmentation head", kind, HEADS)
 
 
+def mix_transformer(width: int, num_layers: Sequence[int], drop_path_rate: float = 0.1) -> dict[str, Any]:
+    """mmsegmentation's config of a Mix Transformer with stages of `width` · (1, 2, 5, 8) channels."""
+    return dict(
+        type="MixVisionTransformer",
+        in_channels=3,
+        embed_dims=width,
+        num_stages=4,
+        num_layers=list(num_layers),
+        num_heads=[1, 2, 5, 8],
+        patch_sizes=[7, 3, 3, 3],
+        sr_ratios=[8, 4, 2, 1],
+        out_indices=(0, 1, 2, 3),
+        mlp_ratio=4,
+        qkv_bias=True,
+        drop_rate=0.0,
+        attn_drop_rate=0.0,
+        drop_path_rate=drop_path_rate,
+    )
+
+
 @MODELS.register_module()
 def SegFormer(  # noqa: N802 - configs name it as a class
     width: int = 32,
@@ -97,22 +122,7 @@ def SegFormer(  # noqa: N802 - configs name it as a class
         channels: of the head, 256 for B0 and B1, 768 from B2 on.
         kwargs: input_size, mean, std and class_weight, see `mmseg_model`.
     """
-    backbone = dict(
-        type="MixVisionTransformer",
-        in_channels=3,
-        embed_dims=width,
-        num_stages=4,
-        num_layers=list(num_layers),
-        num_heads=[1, 2, 5, 8],
-        patch_sizes=[7, 3, 3, 3],
-        sr_ratios=[8, 4, 2, 1],
-        out_indices=(0, 1, 2, 3),
-        mlp_ratio=4,
-        qkv_bias=True,
-        drop_rate=0.0,
-        attn_drop_rate=0.0,
-        drop_path_rate=drop_path_rate,
-    )
+    backbone = mix_transformer(width, num_layers, drop_path_rate)
     widths = [width * n for n in (1, 2, 5, 8)]
     config = dict(type="EncoderDecoder", backbone=backbone, decode_head=_head(head, widths, channels))
     return mmseg_model(config, num_classes, **kwargs)
@@ -129,10 +139,7 @@ def MobileNetV2Segmentor(  # noqa: N802 - configs name it as a class
         channels: of the head.
         kwargs: input_size, mean, std and class_weight, see `mmseg_model`.
     """
-    require("mmcv", "segmentation", "segmentation")
-    from limbeck.engine.mmcv_ops import install
-
-    install()
+    _prepare_openmmlab()
     from mmseg.models.utils import make_divisible
 
     widths = [make_divisible(c * width, 8) for c in (24, 32, 96, 320)]

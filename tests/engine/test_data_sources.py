@@ -10,9 +10,8 @@ import pytest
 from typer.testing import CliRunner
 
 from limbeck.cli.data import app
-from limbeck.engine import data_sources
+from limbeck.engine import data_sources, registry
 from limbeck.engine.data_sources import Source
-from limbeck.engine.registry import TASK_PACKAGES
 from limbeck.errors import DataMissing, UnknownName
 from limbeck.vision.data import fashion_mnist
 
@@ -91,9 +90,9 @@ def test_of_a_name_that_two_packages_have_the_first_counts(monkeypatch):
         def sources() -> dict[str, Source]:
             return {"digits": Source("other digits", place="elsewhere"), "coco": Source("COCO", place="nowhere")}
 
-    load = data_sources.import_module
-    second = f"limbeck.{TASK_PACKAGES[1]}.data.get"
-    monkeypatch.setattr(data_sources, "import_module", lambda name: Second if name == second else load(name))
+    load = registry.import_module
+    second = f"limbeck.{registry.TASK_PACKAGES[1]}.data.get"
+    monkeypatch.setattr(registry, "import_module", lambda name: Second if name == second else load(name))
     found = data_sources.sources()
     assert (found["digits"].place, found["coco"].place) == ("inside scikit-learn", "nowhere")
 

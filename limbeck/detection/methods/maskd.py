@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from limbeck.detection.methods._receptive_tokens import ReceptiveTokens, learn_tokens, read_tokens, token_batches
 from limbeck.engine.bridges import mismatch, require_same_shape
-from limbeck.engine.losses import check_logits
+from limbeck.engine.losses import check_logits, fit_logits
 from limbeck.engine.method import LinkInputs, Method, Shapes, TrainingSet
 from limbeck.engine.registry import METHODS
 from limbeck.errors import ConfigError, ShapeMismatch, UnknownName
@@ -185,9 +185,7 @@ class MasKD(Method):
         maps, outputs = pairs[: self.levels], pairs[self.levels :]
         for teacher, student in maps:
             if self.dense:  # sizes may differ
-                check_logits(
-                    "MasKD", teacher, (*student[:2], *teacher[2:]) if len(student) == 4 else student, axes=(4,)
-                )
+                check_logits("MasKD", teacher, student, axes=(4,))
             elif len(teacher) != 4 or len(student) != 4 or (teacher[0], teacher[2:]) != (student[0], student[2:]):
                 raise mismatch("MasKD compares maps of one size", teacher, student)
         for teacher, student in outputs:
@@ -233,10 +231,7 @@ class MasKD(Method):
         level = cast(ReceptiveTokens, self.receptive[0 if self.dense else index])
         with torch.autocast(student.device.type, enabled=False):
             student, teacher = student.float(), teacher.detach().float()
-            if not self.dense:
-                student = self.bridges[index](student)
-            elif student.shape[2:] != teacher.shape[2:]:
-                student = F.interpolate(student, teacher.shape[2:], mode="bilinear", align_corners=False)
+            student = fit_logits(student, teacher) if self.dense else self.bridges[index](student)
             masks = level.masks(teacher)
             if custom:
                 masks = masks * level.masks(student.detach())

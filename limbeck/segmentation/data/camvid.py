@@ -14,7 +14,7 @@ import PIL
 from PIL import Image, UnidentifiedImageError
 
 from limbeck.engine.data import check_limit
-from limbeck.engine.data_files import damaged, find_folder, read_manifest, usual_folders
+from limbeck.engine.data_files import BROKEN_IMAGE, damaged, find_folder, read_manifest, usual_folders
 from limbeck.engine.losses import IGNORE
 from limbeck.engine.registry import DATASETS
 from limbeck.engine.weights import sha256_file, sha256_json
@@ -167,12 +167,7 @@ def open_image(path: Path, expected: str | None) -> tuple[Image.Image, str]:
             raise damaged(path, "not the file that MANIFEST.sha256 lists", expected)
         image = Image.open(io.BytesIO(data))
         image.load()
-    except (
-        UnidentifiedImageError,
-        Image.DecompressionBombError,
-        OSError,
-        SyntaxError,
-    ) as error:  # Pillow reports some broken PNGs as SyntaxError
+    except BROKEN_IMAGE as error:
         reason = "no image file" if isinstance(error, UnidentifiedImageError) else error
         raise damaged(path, f"does not decode ({reason})", expected) from error
     if image.mode not in BYTE_MODES:

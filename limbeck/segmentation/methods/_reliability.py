@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from limbeck.engine.losses import IGNORE
+from limbeck.engine.losses import IGNORE, fit_labels, resize_bilinear
 from limbeck.errors import ShapeMismatch
 
 
@@ -30,12 +30,6 @@ def on_finer_grid(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """Two maps (B, C, H, W) of any widths on the finer of their grids, in float32; see `resize_bilinear`."""
     size = (max(a.shape[2], b.shape[2]), max(a.shape[3], b.shape[3]))
     return resize_bilinear(a, size), resize_bilinear(b, size)
-
-
-def resize_bilinear(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """A map (B, C, H, W) at another size in float32, corners not aligned; its own numbers where it has that size."""
-    x = x.float()
-    return x if tuple(x.shape[2:]) == size else F.interpolate(x, size=size, mode="bilinear", align_corners=False)
 
 
 @torch.no_grad()
@@ -71,7 +65,7 @@ def labels_on_grid(labels: Tensor, logits: tuple[int, ...]) -> Tensor:
             f"CNNViTCollab: labels {tuple(labels.shape)} of {labels.dtype} do not fit logits {logits}; "
             f"integer label maps ({logits[0]}, H, W) would (mixed targets have no single class a pixel)"
         )
-    return F.interpolate(labels[:, None].float(), size=logits[2:], mode="nearest")[:, 0].long()
+    return fit_labels("CNNViTCollab", labels, logits)
 
 
 def region_sums(x: Tensor, grid: int) -> Tensor:

@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from limbeck.engine.bridges import mismatch, require_same_shape
-from limbeck.engine.losses import check_temperature
+from limbeck.engine.losses import check_temperature, resize_bilinear
 from limbeck.engine.method import LinkInputs, Method, Shapes
 from limbeck.engine.registry import METHODS
 from limbeck.errors import ConfigError, ShapeMismatch, UnknownName
-from limbeck.segmentation.methods._reliability import Selection, on_finer_grid, region_means, resize_bilinear, select
+from limbeck.segmentation.methods._reliability import Selection, on_finer_grid, region_means, select
 
 TAPS = ("low", "deep", "logits")
 REGION_FORMS = ("similarity", "feature")

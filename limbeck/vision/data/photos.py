@@ -12,14 +12,14 @@ import numpy as np
 import PIL
 import torch
 import torchvision
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as TF
 
 from limbeck.engine.augment import parse_augment, sample_uniforms
 from limbeck.engine.data import check_limit
-from limbeck.engine.data_files import damaged, read_manifest
+from limbeck.engine.data_files import BROKEN_IMAGE, damaged, read_manifest
 from limbeck.engine.weights import sha256_json
 from limbeck.errors import ConfigError, UnknownName
 from limbeck.vision.data.augment import CropFlip, ShiftFlip
@@ -138,12 +138,7 @@ class Photos(VisionDataset):
         try:
             with Image.open(path) as opened:
                 return np.ascontiguousarray(np.asarray(opened.convert("RGB")).transpose(2, 0, 1))
-        except (
-            UnidentifiedImageError,
-            Image.DecompressionBombError,
-            OSError,
-            SyntaxError,
-        ) as error:  # Pillow reports some broken PNGs as SyntaxError
+        except BROKEN_IMAGE as error:
             raise damaged(
                 path, f"not a whole image ({error})", read_manifest(self.root).get(self.files[sample])
             ) from error

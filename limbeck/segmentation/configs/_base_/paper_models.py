@@ -3,6 +3,8 @@
 Widths are those of mmsegmentation's configs, where the papers' code has others it is said.
 """
 
+from limbeck.segmentation.models import mix_transformer
+
 _norm = dict(type="SyncBN", requires_grad=True)
 
 
@@ -95,22 +97,6 @@ def segformer(size: str, *, channels: int) -> dict:
     mmsegmentation's configs do, and set pretrained_backbone.
     """
     width, layers = {"b0": (32, [2, 2, 2, 2]), "b2": (64, [3, 4, 6, 3])}[size]
-    backbone: dict = dict(
-        type="MixVisionTransformer",
-        in_channels=3,
-        embed_dims=width,
-        num_stages=4,
-        num_layers=layers,
-        num_heads=[1, 2, 5, 8],
-        patch_sizes=[7, 3, 3, 3],
-        sr_ratios=[8, 4, 2, 1],
-        out_indices=(0, 1, 2, 3),
-        mlp_ratio=4,
-        qkv_bias=True,
-        drop_rate=0.0,
-        attn_drop_rate=0.0,
-        drop_path_rate=0.1,
-    )
     head = dict(
         type="SegformerHead",
         in_channels=[width * n for n in (1, 2, 5, 8)],
@@ -119,4 +105,5 @@ def segformer(size: str, *, channels: int) -> dict:
         dropout_ratio=0.1,
         norm_cfg=_norm,
     )
+    backbone = mix_transformer(width, layers)
     return dict(type="EncoderDecoder", backbone=backbone, decode_head=head, test_cfg=dict(mode="whole"))
