@@ -111,17 +111,17 @@ class _Settings:
 
 def _missing(planned: list[Job], paths: Paths, outcome: Outcome, on_event: Callable[[Event], None]) -> list[Job]:
     """Jobs without a current record; a teacher whose weights are gone is made again when a student needs it."""
-    states = {job.id: state(job, paths.records)[0] for job in planned}
-    needed = {identity for job in planned if states[job.id] != "done" for identity in job.teacher_ids.values()}
-    todo = []
-    for job in planned:
+    needed: set[str] = set()
+    todo: set[str] = set()
+    for job in reversed(planned):  # students before their teachers
         weights = paths.runs / job.id / "student.safetensors"
-        if states[job.id] == "done" and (job.id not in needed or weights.is_file()):
-            outcome.found.append(job.id)
-            on_event(Event("skip", job.id))
-        else:
-            todo.append(job)
-    return todo
+        if state(job, paths.records)[0] != "done" or (job.id in needed and not weights.is_file()):
+            todo.add(job.id)
+            needed.update(job.teacher_ids.values())
+    outcome.found = [job.id for job in planned if job.id not in todo]
+    for identity in outcome.found:
+        on_event(Event("skip", identity))
+    return [job for job in planned if job.id in todo]
 
 
 def _runs(todo: list[Job]) -> list[Job]:

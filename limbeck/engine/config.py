@@ -145,7 +145,11 @@ class PairConfig(_Strict):
     teacher_recipe: RecipeConfig | None = None
     teacher_data: Dict = Field(default_factory=dict, description="keys of the data config that differ for the teacher")
     teacher_tolerance: float = 0.5
-    teacher_of: str | None = Field(None, description="config of another pair, whose trained teacher is taken")
+    teacher_of: str | None = Field(
+        None,
+        description="config of another pair, whose trained teacher is taken; CONFIG:METHOD takes its student by a "
+        "method, as a teacher assistant (arXiv 1902.03393) is one",
+    )
     teachers: dict[str, TeacherConfig] = Field(default_factory=dict, description="further teachers, by member name")
     cache: CacheConfig | None = None
     methods: dict[str, MethodConfig]

@@ -16,6 +16,7 @@ from limbeck.engine.config import (
     RunConfig,
     TrainedTeacher,
     expand,
+    is_teacher,
     load_pair,
     parse,
 )
@@ -93,21 +94,37 @@ class Job(BaseModel):
         return {member: job.id for member, job in self.trainers.items()}
 
 
-def trainer(config: str, pair: PairConfig, member: str, seed: int) -> Job:
-    """The job that trains a teacher of a pair; another pair's where the pair takes that one's.
+def trainer(config: str, pair: PairConfig, member: str, seed: int, pupils: tuple[str, ...] = ()) -> Job:
+    """The job that trains a teacher of a pair; another pair's teacher or student where the pair takes that one.
 
-    Raises: ConfigError when the other pair has another teacher.
+    Args:
+        pupils: configs whose pairs this teacher is for, the nearest last.
+    Raises: ConfigError when the other pair's network is another one, or is taught by its own pupil.
     """
-    if member == TEACHER and pair.teacher_of is not None:
-        config, own = pair.teacher_of, pair
-        pair = load_pair(config)
-        if pair.teacher != own.teacher:
-            raise ConfigError(
-                f"pair {own.benchmark}/{own.pair} takes the teacher of {config}, but its own teacher config differs; "
-                "make the two equal"
-            )
-    method = TEACHER if member == TEACHER else f"{TEACHER}-{member}"
-    return Job(config=config, benchmark=pair.benchmark, pair=pair.pair, method=method, seed=seed)
+    if member != TEACHER or pair.teacher_of is None:
+        method = TEACHER if member == TEACHER else f"{TEACHER}-{member}"
+        return Job(config=config, benchmark=pair.benchmark, pair=pair.pair, method=method, seed=seed)
+    config, named, method = pair.teacher_of.rpartition(":")
+    if not named:
+        config, method = method, TEACHER
+    if config in pupils:
+        raise ConfigError(f"{' takes its teacher from '.join((*pupils, config))}; one of them must train its own")
+    other = load_pair(config)
+    run = expand(other, method, seed)
+    method = run.method
+    if run.model["members"][run.model["deploy"]]["model"] != pair.teacher:
+        what = TEACHER if is_teacher(method) else f"student by {method}"
+        raise ConfigError(
+            f"pair {pair.benchmark}/{pair.pair} takes the {what} of {config}, but its own teacher config differs; "
+            "make the two equal"
+        )
+    trainers = {m: trainer(config, other, m, seed, (*pupils, config)) for m in frozen_members(other, method)}
+    return Job(config=config, benchmark=other.benchmark, pair=other.pair, method=method, seed=seed, trainers=trainers)
+
+
+def _with_trainers(job: Job) -> list[Job]:
+    """The jobs that a job needs, before those that need them, and the job itself."""
+    return [*(j for needed in job.trainers.values() for j in _with_trainers(needed)), job]
 
 
 def suite_folders() -> list[Path]:
@@ -211,7 +228,7 @@ def _jobs(group: Group, pair: PairConfig, names: list[str], seeds: list[int]) ->
         for seed in seeds
         for name in names
     ]
-    return [*trainers.values(), *students]
+    return [*(j for job in trainers.values() for j in _with_trainers(job)), *students]
 
 
 def _companions(pair: PairConfig, name: str) -> list[str]:
@@ -236,8 +253,6 @@ def _check_same(first: Job, second: Job) -> None:
 
 def frozen_members(pair: PairConfig, name: str) -> list[str]:
     """The frozen members of a method or variant."""
-    if name == PLAIN:
-        return []
     members = expand(pair, name, 0).model["members"]
     return [member for member, cfg in members.items() if cfg["type"] == "frozen"]
 

@@ -68,16 +68,20 @@ class Group:
     def references(self) -> Runs:
         """The teachers by the name of their row, then by seed; 'teacher' first.
 
-        Teachers of one method name from two pairs are two rows; the other pair's says where it is from.
+        A student that teaches, such as a teacher assistant, is in the row 'teacher'. Teachers of one name from two
+        pairs are two rows; the other pair's says where it is from.
         """
-        origins: dict[tuple[str, str, str], list[RunRecord]] = {}
+        origins: dict[tuple[str, str, str, str], list[RunRecord]] = {}
         for record in self.teachers:
-            origins.setdefault((record.method.lower(), record.benchmark, record.pair), []).append(record)
-        shared = Counter(method for method, _, _ in origins)
+            method = record.method.lower()
+            name = method if is_teacher(method) else TEACHER
+            origins.setdefault((name, record.benchmark, record.pair, method), []).append(record)
+        shared = Counter(name for name, *_ in origins)
         rows: Runs = {}
-        for (method, *origin), records in origins.items():
-            foreign = shared[method] > 1 and origin != [self.benchmark, self.pair]
-            rows[f"{method} ({'/'.join(origin)})" if foreign else method] = {r.seed: r for r in records}
+        for (name, *pair, method), records in origins.items():
+            foreign = shared[name] > 1 and (name != method or pair != [self.benchmark, self.pair])
+            origin = "/".join(pair if name == method else [*pair, method])
+            rows[f"{name} ({origin})" if foreign else name] = {r.seed: r for r in records}
         return rows
 
     @property

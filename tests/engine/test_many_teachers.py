@@ -10,12 +10,12 @@ import torch
 
 from limbeck.engine.bench import Outcome, Paths, run_suite
 from limbeck.engine.config import PairConfig, RunConfig, load_pair
-from limbeck.engine.record import RunRecord, iter_records, record_path
+from limbeck.engine.record import RunRecord, iter_records, read_record, record_path
 from limbeck.engine.run import RunOptions, execute
 from limbeck.engine.single import single_run
 from limbeck.engine.suite import Suite, load_suite, plan, resolve, state, trainer
 from limbeck.engine.weights import read_weights
-from limbeck.errors import ConfigError
+from limbeck.errors import ConfigError, UnknownName
 from tests.engine.toys import teacher_file, toy_pair
 
 ROOT = Path(__file__).parents[2]
@@ -251,6 +251,59 @@ def test_teacher_of_another_pair_is_trained_there_and_taken_here(tmp_path):
     assert records["ToyMatch"].teacher_record == records["teacher"].id == "toy/first/teacher/seed0"
     run = single_run(load_pair(second), "ToyMatch", 5, tmp_path / "out")
     assert run.model["members"]["teacher"]["weights"] == "run://toy/first/teacher/seed0"
+
+
+def assistant(tmp_path: Path, **changes: Any) -> tuple[str, str]:
+    """Two configs: the first pair's student by ToyMatch is the teacher of the second."""
+    match = dict(ToyMatch=dict(links=[dict(type="ToyMatch")]))
+    first = write(tmp_path, "first", pair="first", student=net(3), methods=match)
+    own = dict(dict(pair="second", teacher_of=f"{first}:toymatch", teacher=net(3), methods=match), **changes)
+    return first, write(tmp_path, "second", **own)
+
+
+def test_student_of_another_pair_is_trained_there_and_teaches_here(tmp_path):
+    first, second = assistant(tmp_path)
+    jobs = plan(suite_of(second))
+    names = [(j.pair, j.method) for j in jobs]
+    assert names == [("first", "teacher"), ("first", "ToyMatch"), ("second", "plain"), ("second", "ToyMatch")]
+    assert jobs[3].trainers == {"teacher": jobs[1]}
+    assert jobs[1].trainers == {"teacher": jobs[0]}
+    assert {j.id for j in plan(suite_of(second, first))} == {j.id for j in [*jobs, *plan(suite_of(first))]}
+    out = tmp_path / "out"
+    assert run_suite(suite_of(second), out, jobs=1).made == [job.id for job in jobs]
+    record = read_record(record_path(out / "records", jobs[3].id))
+    assert record.teacher_record == jobs[1].id == "toy/first/toymatch/seed0"
+    assert run_suite(suite_of(second), out, jobs=1).found == [job.id for job in jobs]
+    # what taught the assistant is made again only where the assistant is
+    (out / "runs" / jobs[0].id / "student.safetensors").unlink()
+    record_path(out / "records", jobs[3].id).unlink()
+    assert run_suite(suite_of(second), out, jobs=1).made == [jobs[3].id]
+    (out / "runs" / jobs[1].id / "student.safetensors").unlink()
+    record_path(out / "records", jobs[3].id).unlink()
+    assert run_suite(suite_of(second), out, jobs=1).made == [jobs[0].id, jobs[1].id, jobs[3].id]
+
+
+def test_a_plain_student_may_teach_too(tmp_path):
+    first, second = assistant(tmp_path)
+    second = write(tmp_path, "third", pair="third", teacher_of=f"{first}:plain", teacher=net(3))
+    assert [(j.pair, j.method) for j in plan(suite_of(second))][:1] == [("first", "plain")]
+
+
+def test_assistant_of_another_network_or_without_a_method_of_that_name_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"takes the student by ToyMatch of .*first\.py, but its own teacher config"):
+        plan(suite_of(assistant(tmp_path, teacher=net(5))[1]))
+    with pytest.raises(UnknownName, match="'ToyMatch'"):
+        plan(suite_of(assistant(tmp_path, teacher_of=f"{tmp_path / 'first.py'}:ToyMach")[1]))
+
+
+def test_pairs_that_teach_each_other_are_refused(tmp_path):
+    match = dict(ToyMatch=dict(links=[dict(type="ToyMatch")]))
+    pairs = dict(student=net(3), teacher=net(3), methods=match)
+    for name, other in (("first", "second"), ("second", "first")):
+        write(tmp_path, name, pair=name, teacher_of=f"{tmp_path / other}.py:ToyMatch", **pairs)
+    said = r"second\.py takes its teacher from .*first\.py takes its teacher from .*second\.py; one of them must train"
+    with pytest.raises(ConfigError, match=said):
+        plan(suite_of(str(tmp_path / "first.py")))
 
 
 def test_pair_whose_own_teacher_differs_is_refused(tmp_path):

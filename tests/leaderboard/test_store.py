@@ -187,6 +187,21 @@ def test_teacher_of_another_pair_is_found(tmp_path: Path) -> None:
     assert results.groups[0].teachers == [teacher]
 
 
+def test_student_of_another_pair_that_teaches_is_in_the_teachers_row(tmp_path: Path) -> None:
+    assistant = fabricate("KD", 0, pair="big")
+    named = [fabricate("KD", s, teacher_record=assistant.id) for s in range(2)]
+    plain = [fabricate("plain", 0), fabricate("plain", 1), fabricate("plain", 0, pair="big")]
+    results = load_results(write_all(tmp_path, [assistant, *named, *plain]))
+    assert [g.pair for g in results] == ["big", "big-small"]
+    group = results.groups[1]
+    assert group.references == {"teacher": {0: assistant}}
+    assert group.reference == "teacher"
+    assert set(group.students) == {"plain", "kd"}
+    first = fabricate("teacher", 0, pair="big")
+    group.teachers.append(first)
+    assert group.references == {"teacher (toy/big/kd)": {0: assistant}, "teacher (toy/big)": {0: first}}
+
+
 def test_failures_are_told(folder: Path) -> None:
     write_failure(folder, failure("KD", 9))
     write_failure(folder, failure("KD", 0))  # has a record by now
