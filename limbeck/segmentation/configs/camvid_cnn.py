@@ -1,4 +1,4 @@
-"""CamVid: DeepLabV3+ on EfficientNet-Lite 0 with ImageNet weights teaches a MobileNetV2 ×0.5 from random weights.
+"""CamVid: DeepLabV3+ on EfficientNet-Lite 0 with ImageNet weights teaches a MobileNetV2 ×0.35 from random weights.
 
 Both have logits and the map before the classifier at a quarter of the image's size, so nothing is resized. Weights are
 the authors', as the code of CIRKD has them.
@@ -14,9 +14,9 @@ from limbeck.segmentation.configs._base_.camvid_parts import recipe as _recipe
 _base_ = ["./_base_/camvid.py"]
 
 pair = "efficientnet_lite0-mobilenetv2"
-title = "CamVid: EfficientNet-Lite 0 → MobileNetV2 ×0.5"
+title = "CamVid: EfficientNet-Lite 0 → MobileNetV2 ×0.35"
 teacher, student = _teacher, _student
-recipe = _recipe(1e-3)
+recipe = _recipe(4e-3)
 teacher_recipe = _recipe(5e-4, epochs=40, paramwise=dict(custom_keys=dict(decode_head=dict(lr_mult=5.0))))
 cache = dict(dtype="float16")
 

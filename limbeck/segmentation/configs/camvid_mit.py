@@ -1,6 +1,7 @@
-"""CamVid: SegFormer-B0 with a head of 128 channels teaches one of half its width; neither has ImageNet weights.
+"""CamVid: SegFormer-B0 with a head of 128 channels teaches one of half its width, from random weights.
 
-Weights are TransKD's and those of the code of CIRKD.
+The teacher is the student by KD of `segmentation/camvid_mit_teacher`. Weights are TransKD's and those of the code of
+CIRKD.
 """
 
 from limbeck.segmentation.configs._base_.camvid_parts import cwd as _cwd
@@ -15,8 +16,8 @@ _base_ = ["./_base_/camvid.py"]
 pair = "mit32-mit16"
 title = "CamVid: SegFormer-B0 → half its width, a layer a stage"
 teacher, student = _teacher, _student
-recipe = _recipe(6e-4)
-teacher_recipe = _recipe(6e-4, epochs=60)
+teacher_of = "segmentation/camvid_mit_teacher:KD"
+recipe = _recipe(4e-3)
 cache = dict(dtype="float16")
 
 methods = {

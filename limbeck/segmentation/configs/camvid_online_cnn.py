@@ -1,4 +1,4 @@
-"""CamVid without a teacher: MobileNetV2 ×0.5 and a SegFormer of width 16 learn from each other; the CNN's records.
+"""CamVid without a teacher: MobileNetV2 ×0.35 and a SegFormer of width 16 learn from each other; the CNN's records.
 
 `KD` is one-way: the transformer, trained alone, teaches. The exchanges train both, and the transformer's records come
 from the same runs, under `segmentation/camvid_online_vit`.
@@ -13,8 +13,8 @@ from limbeck.segmentation.configs._base_.camvid_parts import recipe as _recipe
 _base_ = ["./_base_/camvid.py"]
 
 pair = "mit16-mobilenetv2"
-title = "CamVid: SegFormer ⇄ MobileNetV2 ×0.5, the CNN"
+title = "CamVid: SegFormer ⇄ MobileNetV2 ×0.35, the CNN"
 teacher, student = _vit, _cnn
-recipe = _recipe(1e-3)
-teacher_recipe = _recipe(6e-4)
+teacher_of = "segmentation/camvid_online_vit:plain"
+recipe = _recipe(4e-3)
 methods = dict(KD=dict(links=[_kd]), **_exchanges("mobilenetv2-mit16"))

@@ -15,7 +15,7 @@ def exchanges(peers_pair: str) -> dict:
     return {
         name: dict(
             members=dict(teacher=dict(type="trained", init="student")),
-            optimizers=dict(teacher=adamw(6e-4)),
+            optimizers=dict(teacher=adamw(4e-3)),
             companions=dict(teacher=peers_pair),
             cache=False,
             links=[links[name], dict(links[name], teacher="student", student="teacher")],

@@ -4,7 +4,7 @@ Every member has the same class weights, 1 / ln(1.02 + share of pixels) of the t
 over its pixels is 1: without them the five small classes are hardly learnt in so few steps.
 """
 
-SIZE = (144, 192)
+SIZE = (120, 160)
 _shape = dict(
     num_classes=11,
     input_size=(3, *SIZE),
@@ -22,7 +22,7 @@ lite0 = dict(
 )
 mit32 = dict(type="SegFormer", width=32, num_layers=(2, 2, 2, 2), channels=128, **_shape)
 mit16 = dict(type="SegFormer", width=16, num_layers=(1, 1, 1, 1), channels=64, **_shape)
-mobilenet = dict(type="MobileNetV2Segmentor", width=0.5, channels=64, **_shape)
+mobilenet = dict(type="MobileNetV2Segmentor", width=0.35, channels=32, **_shape)
 
 logits = [("logits", "logits")]
 stages = [(f"backbone[{i}]", f"backbone[{i}]") for i in range(4)]
@@ -34,7 +34,7 @@ def adamw(lr: float) -> dict:
     return dict(type="AdamW", lr=lr, weight_decay=0.01)
 
 
-def recipe(lr: float, epochs: int = 30, **changes) -> dict:
+def recipe(lr: float, epochs: int = 20, **changes) -> dict:
     """One epoch of warm-up, then polynomial decay to 0."""
     warm_up = dict(type="LinearLR", start_factor=0.02, end=1)
     decay = dict(type="PolyLR", power=0.9, eta_min=0.0, begin=1)
