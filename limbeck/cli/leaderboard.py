@@ -1,13 +1,14 @@
-"""`limbeck leaderboard`: shows, builds, compares, verifies and reproduces results."""
+"""`limbeck leaderboard`: shows, builds, draws, compares, verifies and reproduces results."""
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-app = typer.Typer(no_args_is_help=True, help="Show, build, compare, verify and reproduce benchmark results.")
+app = typer.Typer(no_args_is_help=True, help="Show, build, draw, compare, verify and reproduce benchmark results.")
 
 ResultsFolder = Annotated[Path, typer.Option("--results", help="Folder of records.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
@@ -15,7 +16,9 @@ WithAblations = Annotated[
     bool, typer.Option("--ablations/--no-ablations", help="Methods at other values of an option.")
 ]
 Names = Annotated[list[str] | None, typer.Argument(metavar="[BENCHMARK]...", help="All when none is named.")]
+SiteFolder = Annotated[Path, typer.Option("--out", help="Folder of the page.")]
 RESULTS = Path("results")
+SITE = Path("out/leaderboard")
 
 
 @app.command()
@@ -46,7 +49,7 @@ def show(
 @app.command()
 def build(
     results: ResultsFolder = RESULTS,
-    out: Annotated[Path, typer.Option(help="Folder of the page.")] = Path("out/leaderboard"),
+    out: SiteFolder = SITE,
     benchmark: Annotated[list[str] | None, typer.Option(help="Only this one; may be repeated.")] = None,
     title: Annotated[str, typer.Option(help="Heading of the page.")] = "Limbeck leaderboard",
     readme: Annotated[Path | None, typer.Option(help="Also regenerate the tables in this Markdown file.")] = None,
@@ -73,10 +76,46 @@ def build(
             raise typer.Exit(1)
         typer.echo(f"{file}: tables are what the records say")
         return
-    typer.echo(build_site(results, out, benchmarks=benchmark, title=title))
+    typer.echo(
+        build_site(results, out, benchmarks=benchmark, title=title, note=lambda line: typer.echo(line, err=True))
+    )
     if readme is not None:
         stale = update_markdown(readme, build_tables(load_results(results)))
         typer.echo(f"{readme}: {'tables regenerated' if stale else 'tables were up to date'}")
+
+
+@app.command()
+def examples(
+    benchmark: str,
+    results: ResultsFolder = RESULTS,
+    runs: Annotated[
+        Path | None, typer.Option(help="Folder of a suite's runs, for weights that the zoo does not have.")
+    ] = None,
+    out: SiteFolder = SITE,
+    count: Annotated[int, typer.Option(min=1, help="Images; half of them, rounded up, are drawn at random.")] = 4,
+    pair: Annotated[str | None, typer.Option(help="Only this one.")] = None,
+) -> None:
+    """Draw test images with truth and predictions of teacher, plain and best student, for the page that build makes.
+
+    Example: limbeck leaderboard examples camvid --results out/camvid/records --runs out/camvid/runs
+    """
+    from limbeck.engine.suite import benchmarks_of
+    from limbeck.leaderboard.examples import draw_examples, plan_examples
+    from limbeck.leaderboard.store import load_results
+    from limbeck.zoo import weight_files
+    from limbeck.zoo.overlay import draw_legend
+
+    names = benchmarks_of([benchmark]) or []
+    loaded = load_results(results, benchmarks=names)
+    plans = plan_examples(loaded, names, weights=weight_files(), runs=runs, pair=pair)
+    with _progress(True) as progress:
+        for plan in plans:
+            bar = progress.add_task(plan.group.name, total=None)
+            path = draw_examples(
+                plan, out, results=results, legend=draw_legend, count=count, report=partial(_advance, progress, bar)
+            )
+            progress.console.print(str(path), markup=False, highlight=False)
+    typer.echo(f"shown on the page by: limbeck leaderboard build --results {results} --out {out}", err=True)
 
 
 @app.command()
@@ -153,6 +192,10 @@ def reproduce(ours: Path, theirs: Path, as_json: AsJson = False) -> None:
         render_reproduction(found, _console())
     if not found.holds:
         raise typer.Exit(1)
+
+
+def _advance(progress: Any, bar: Any, done: int, total: int) -> None:
+    progress.update(bar, completed=done, total=total)
 
 
 def _evaluation() -> tuple[Any, Any]:

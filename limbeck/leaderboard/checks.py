@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from limbeck.engine.config import PLAIN, is_teacher
 from limbeck.engine.record import RunRecord, record_id
-from limbeck.errors import UserError
+from limbeck.errors import OutputError, UserError
 
 Runs = dict[str, dict[int, RunRecord]]
 
@@ -34,6 +35,18 @@ class MissingBaseline(ResultsError):
 
 class MixedRecords(ResultsError):
     """Records of one group differ in what must be the same: selection, data, metric or initial weights."""
+
+
+def check_apart(out: str | Path, results: str | Path) -> None:
+    """Refuse to write a page into the folder of records.
+
+    Raises: OutputError.
+    """
+    target, folder = Path(out).resolve(), Path(results).resolve()
+    if target == folder or folder in target.parents:
+        raise OutputError(
+            f"{out}: lies in the folder of records {results}, which holds nothing else; choose another --out"
+        )
 
 
 def check_same(records: Sequence[RunRecord]) -> None:

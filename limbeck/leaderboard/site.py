@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,16 @@ from urllib.parse import quote
 
 from limbeck import __version__
 from limbeck.errors import OutputError
+from limbeck.leaderboard.checks import check_apart
+from limbeck.leaderboard.examples import StaleExamples, find_examples
 from limbeck.leaderboard.page import group_view, slugs
+from limbeck.leaderboard.page_examples import examples_view
 from limbeck.leaderboard.stats import CONFIDENCE, MINIMUM_GAP
-from limbeck.leaderboard.store import Results, load_results
+from limbeck.leaderboard.store import Group, Results, load_results
 from limbeck.leaderboard.table import build_table, environments, to_json
 
 MANIFEST = ".limbeck-site"
+Note = Callable[[str], object]
 SELECTIONS = {
     "last": "last: the weights after the last epoch",
     "best_val": "best_val: the epoch that was best on the validation split",
@@ -44,32 +48,43 @@ def build_site(
     *,
     benchmarks: Collection[str] | None = None,
     title: str = "Limbeck leaderboard",
+    note: Note | None = None,
 ) -> Path:
     """Build the page of a folder of records; returns the path of its index.html.
 
     The page is made beside `out` and moved into place when it is whole. An older page there is replaced; other files
-    in `out` are left alone.
+    in `out` are left alone. Pictures of examples that `limbeck leaderboard examples` drew there are shown.
 
+    Args:
+        note: gets one line for each picture that is not shown, for it was drawn for other records.
     Raises: ResultsError and CorruptFile as `load_results`; OutputError when `out` cannot be used.
     """
     results = load_results(folder, benchmarks=benchmarks)
     target = Path(out).resolve()
-    if target == results.folder.resolve() or results.folder.resolve() in target.parents:
-        raise OutputError(
-            f"{out}: lies in the folder of records {folder}, which holds nothing else; choose another --out"
-        )
+    check_apart(out, folder)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as scratch:
             made = Path(scratch) / "new"
-            _write(results, made, title)
+            examples = [_examples(group, target, note) for group in results]
+            _write(results, made, title, examples)
             _install(made, target, Path(scratch) / "old")
     except OSError as error:
         raise OutputError(f"cannot write {out}: {error.strerror or error}; choose another --out") from error
     return Path(out) / "index.html"
 
 
-def _write(results: Results, made: Path, title: str) -> None:
+def _examples(group: Group, site: Path, note: Note | None) -> dict[str, Any] | None:
+    try:
+        found = find_examples(group, site)
+    except StaleExamples as stale:
+        if note is not None:
+            note(str(stale))
+        return None
+    return None if found is None else examples_view(found)
+
+
+def _write(results: Results, made: Path, title: str, examples: list[dict[str, Any] | None]) -> None:
     static = files("limbeck.leaderboard") / "static"
     assets = made / "assets"
     assets.mkdir(parents=True)
@@ -84,9 +99,10 @@ def _write(results: Results, made: Path, title: str) -> None:
     tables = [build_table(group) for group in results]
     views = []
     (made / "tables").mkdir()
-    for table, slug in zip(tables, slugs(tables)):
+    for table, slug, pictures in zip(tables, slugs(tables), examples, strict=True):
         (made / "tables" / f"{slug}.json").write_text(json.dumps(to_json(table), indent=1) + "\n", encoding="utf-8")
-        views.append(group_view(table, slug, link=lambda identity: f"records/{quote(identity)}.json"))
+        view = group_view(table, slug, link=lambda identity: f"records/{quote(identity)}.json")
+        views.append(view | {"examples": pictures})
     (made / "index.html").write_text(_page(results, views, title, len(copied)), encoding="utf-8")
     (made / MANIFEST).write_text("\n".join(["assets", "records", "tables", "index.html"]) + "\n", encoding="utf-8")
 

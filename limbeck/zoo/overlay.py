@@ -45,7 +45,8 @@ def draw_overlay(
     blended = Image.blend(Image.fromarray(pixels), painted, OPACITY)
     factor = max(1, READABLE // max(blended.size))
     picture = blended.resize((blended.width * factor, blended.height * factor), Image.Resampling.NEAREST)
-    legend = _legend([(f"{name}: {percent(share)}", colours[name]) for name, share in shares.items()], picture.size)
+    entries = [(f"{name}: {percent(share)}", colours[name]) for name, share in shares.items()]
+    legend = draw_legend(entries, picture.width, max(13, max(picture.size) // 60))
     page = Image.new("RGB", (max(picture.width, legend.width), picture.height + legend.height), PAPER)
     page.paste(picture, (0, 0))
     page.paste(legend, (0, picture.height))
@@ -57,15 +58,19 @@ def percent(share: float) -> str:
     return f"{100 * share:.1f} %" if share >= 0.0005 else "< 0.1 %"
 
 
-def _legend(entries: Sequence[tuple[str, Colour]], beside: tuple[int, int]) -> Image.Image:
-    """Swatches with texts in columns, as wide as an image of that size, or as one column needs."""
-    size = max(13, max(beside) // 60)
+def draw_legend(entries: Sequence[tuple[str, Colour]], width: int, size: int) -> Image.Image:
+    """Swatches with texts in columns.
+
+    Args:
+        width: of the image in pixels; it is wider where one column needs more.
+        size: of letters and swatches in pixels.
+    """
     font = ImageFont.load_default(size)
     gap = size // 2
     column = max(round(font.getlength(text)) for text, _ in entries) + size + 3 * gap
-    columns = min(len(entries), max(1, (beside[0] - gap) // column))
+    columns = min(len(entries), max(1, (width - gap) // column))
     rows, line = -(-len(entries) // columns), size + gap
-    page = Image.new("RGB", (max(beside[0], columns * column + gap), rows * line + 2 * gap), PAPER)
+    page = Image.new("RGB", (max(width, columns * column + gap), rows * line + 2 * gap), PAPER)
     draw = ImageDraw.Draw(page)
     for place, (text, colour) in enumerate(entries):
         left, top = gap + place // rows * column, gap + place % rows * line
