@@ -3,6 +3,8 @@
     python -m benchmarks.perf                 all, into out/perf.json
     python -m benchmarks.perf step cache      only these
     python -m benchmarks.perf methods         not among "all": some minutes
+    python -m benchmarks.perf methods --config segmentation/camvid_cnn
+                                              the methods of that pair on its own data, steps alone
 
 step    KD step ÷ (plain student step + teacher forward), ResNet pair at 64 px, whole loop included
 cache   step with a warm teacher cache ÷ plain student step, random crops and flips included
@@ -19,10 +21,14 @@ import sys
 import tempfile
 from pathlib import Path
 from statistics import median
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+if TYPE_CHECKING:
+    from limbeck.engine.config import PairConfig
+
+SAMPLES = 160  # of a shipped pair's training images
 HEAVY = ("torch", "torchvision", "timm", "mmengine", "mmcv", "numpy", "scipy", "sklearn", "plotly", "ray")
 
 
@@ -76,22 +82,27 @@ def memory(rounds: int) -> dict[str, Any]:
 
 def methods(rounds: int) -> dict[str, Any]:
     """Step and memory of every method, each beside plain and teacher steps of the same round."""
-    from benchmarks.perf.loops import every_method, pair, round_of_methods, teacher_weights
-    from limbeck.engine.config import expand, teachers_of
+    from benchmarks.perf.loops import every_method, pair
 
-    config = every_method(pair(samples=1280))
+    steps = method_steps(every_method(pair(samples=1280)), rounds)
+    plain = _child("plain")["peak"]
+    return {n: {"step": found, "memory": round(_child(n)["peak"] / plain, 4)} for n, found in steps.items()}
+
+
+def method_steps(config: PairConfig, rounds: int) -> dict[str, dict[str, float]]:
+    """Every method's step ÷ (plain student step + its frozen members' forwards)."""
+    from benchmarks.perf.loops import round_of_methods, teacher_weights
+    from limbeck.engine.suite import frozen_members
+
+    frozen = {name: len(frozen_members(config, name)) for name in config.methods}
     steps: dict[str, list[float]] = {name: [] for name in config.methods}
     with tempfile.TemporaryDirectory() as folder:
         weights = teacher_weights(config, Path(folder))
         for index in range(rounds):
             found = round_of_methods(config, weights, Path(folder) / str(index))
-            for name in config.methods:
-                read = teachers_of(config.methods[name])
-                frozen = [m for m in read if expand(config, name, 0).model["members"][m]["type"] == "frozen"]
-                steps[name].append(found[name] / (found["plain"] + len(frozen) * found["teacher"]))
-    plain = _child("plain")["peak"]
-    peaks = {name: _child(name)["peak"] / plain for name in config.methods}
-    return {name: {"step": _summary(steps[name]), "memory": round(peaks[name], 4)} for name in config.methods}
+            for name, times in steps.items():
+                times.append(found[name] / (found["plain"] + frozen[name] * found["teacher"]))
+    return {name: _summary(times) for name, times in steps.items()}
 
 
 def start(rounds: int) -> dict[str, Any]:
@@ -135,6 +146,7 @@ def main(
         list[str] | None, typer.Argument(help="step, cache, memory, methods, start; all but methods by default.")
     ] = None,
     rounds: Annotated[int, typer.Option(help="Repetitions; the median counts.")] = 5,
+    config: Annotated[str | None, typer.Option(help="With 'methods': a shipped pair, such as vision/digits.")] = None,
     out: Path = Path("out/perf.json"),
 ) -> None:
     """Measure and print ratios.
@@ -142,6 +154,11 @@ def main(
     Example: python -m benchmarks.perf step --rounds 7
     """
     cases = dict(step=step, cache=cache, memory=memory, methods=methods, start=start)
+    if config is not None:
+        from benchmarks.perf.loops import shipped_pair
+
+        of_pair = shipped_pair(config, SAMPLES)
+        cases = dict(methods=lambda rounds: {of_pair.pair: method_steps(of_pair, rounds)})
     found = {}
     for name in what or [c for c in cases if c != "methods"]:
         if name not in cases:

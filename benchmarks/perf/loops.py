@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 
 from limbeck.engine import hooks
+from limbeck.engine.adapter import Batch
 from limbeck.engine.config import MethodConfig, PairConfig, TeacherConfig, TrainedTeacher, expand, load_pair
-from limbeck.engine.registry import DATASETS, MODELS
+from limbeck.engine.registry import ADAPTERS, DATASETS, MODELS
 from limbeck.engine.run import RunOptions, execute, train_loader
 from limbeck.engine.weights import save_weights
 from limbeck.vision.data.base import ArrayDataset
@@ -74,6 +75,22 @@ def every_method(config: PairConfig) -> PairConfig:
     methods |= {name: MethodConfig(links=[link], task_weight=0.5) for name, link in links.items()}
     return config.model_copy(
         update=dict(methods=methods, teachers=dict(second=TeacherConfig(model=config.teacher, recipe=None)))
+    )
+
+
+def shipped_pair(name: str, samples: int) -> PairConfig:
+    """A shipped config's pair, on so many of its own training images: one epoch, nothing cached, no second student."""
+    config = load_pair(name)
+    few = {split: dict(getattr(config.data, split), limit=samples) for split in ("train", "val", "test")}
+    methods = {n: m for n, m in config.methods.items() if not m.companions and m.same_run_as is None}
+    return config.model_copy(
+        update=dict(
+            data=config.data.model_copy(update=few),
+            recipe=config.recipe.model_copy(update=dict(epochs=1)),
+            cache=None,
+            teacher_of=None,
+            methods=methods,
+        )
     )
 
 
@@ -139,10 +156,11 @@ def bare_steps(config: PairConfig, method: str, weights: str) -> list[float]:
 def teacher_steps(config: PairConfig, count: int) -> list[float]:
     """Seconds of the teacher's forward alone, without gradient."""
     model = MODELS.make(config.teacher).eval().requires_grad_(False)
+    adapter = ADAPTERS.make(config.adapter)
     images = torch.randn(config.data.batch_size, *config.teacher["input_size"])
     times = [time.perf_counter()]
     for _ in range(count):
         with torch.no_grad():
-            model(images)
+            adapter.forward(model, images, Batch(images), with_loss=False)
         times.append(time.perf_counter())
     return [b - a for a, b in pairwise(times)]
