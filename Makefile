@@ -25,9 +25,9 @@ $(UV_HOME)/bin/uv:
 $(BIN)/python: | $(UV)
 	$(UV) venv --quiet --python $(PYTHON) $(VENV)
 
-$(VENV)/.base: requirements/base.txt pyproject.toml | $(BIN)/python
+$(VENV)/.demo: requirements/demo.txt pyproject.toml | $(BIN)/python
 	@echo "installing the locked dependencies into $(VENV)"
-	$(UV) pip install --quiet --python $(BIN)/python -r requirements/base.txt
+	$(UV) pip install --quiet --python $(BIN)/python -r requirements/demo.txt
 	$(UV) pip install --quiet --python $(BIN)/python --no-deps -e .
 	@touch $@
 
@@ -35,9 +35,9 @@ $(VENV)/.dev: requirements/dev.txt pyproject.toml | $(BIN)/python
 	@echo "installing the locked dependencies of every task into $(VENV)"
 	$(UV) pip install --quiet --python $(BIN)/python -r requirements/dev.txt
 	$(UV) pip install --quiet --python $(BIN)/python --no-deps -e .
-	@touch $@ $(VENV)/.base
+	@touch $@ $(VENV)/.demo
 
-demo: $(VENV)/.base ## distil on real digits, show the table, write out/demo/index.html
+demo: $(VENV)/.demo ## distil on real digits, show the tables, write out/demo/index.html
 	$(BIN)/limbeck demo --out out/demo
 
 test: $(VENV)/.dev lint types unit ## lint, types and tests, with every task's extras
@@ -61,6 +61,7 @@ perf: $(VENV)/.dev ## measure the cost of distilling, as ratios within one run
 lock: | $(UV) ## resolve requirements/*.txt anew
 	$(UV) pip compile pyproject.toml --quiet --upgrade --universal --python-version 3.11 --no-emit-index-url --no-header --extra dev -o requirements/dev.txt
 	$(UV) pip compile pyproject.toml --quiet --upgrade --universal --python-version 3.11 --no-emit-index-url --no-header -c requirements/dev.txt -o requirements/base.txt
+	$(UV) pip compile pyproject.toml --quiet --upgrade --universal --python-version 3.11 --no-emit-index-url --no-header --extra segmentation -c requirements/dev.txt -o requirements/demo.txt
 
 clean: ## remove the environment and everything generated
 	rm -rf $(VENV) $(UV_HOME) out

@@ -9,6 +9,7 @@ import typer
 
 if TYPE_CHECKING:
     from limbeck.engine.bench import Outcome
+    from limbeck.engine.suite import Suite
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -36,7 +37,10 @@ def run(
 
     Example: limbeck bench run demo --only KD --seeds 2
     """
-    outcome = _run(suite, out or Path("out") / Path(suite).stem, seeds, only, jobs, threads, device, ray)
+    from limbeck.engine.suite import load_suite
+
+    folder = out or Path("out") / Path(suite).stem
+    outcome = _run(load_suite(suite), folder, seeds, only, jobs, threads, device, ray)
     raise typer.Exit(1 if outcome.failed else 0)
 
 
@@ -93,13 +97,19 @@ def demo(
     seeds: SeedsOption = None,
     jobs: JobsOption = 0,
 ) -> None:
-    """Distil on real handwritten digits, show the table, and write a page.
+    """Distil on real handwritten digits, show the tables, and write a page.
+
+    Scenes of digits are segmented too where the extra 'segmentation' is installed.
 
     Example: limbeck demo --seeds 2
     """
+    from limbeck.engine.suite import load_suite
     from limbeck.leaderboard import build_site
 
-    outcome = _run("demo", out, seeds, None, jobs, 1, "cpu", None)
+    suite, left_out = load_suite("demo").installed()
+    for error in left_out:
+        typer.echo(f"left out: {error}")
+    outcome = _run(suite, out, seeds, None, jobs, 1, "cpu", None)
     build_site(out / "records", out / "site", title="Limbeck demo")
     index = out / "index.html"
     index.write_text('<!doctype html><meta http-equiv="refresh" content="0; url=site/index.html">\n', encoding="utf-8")
@@ -125,10 +135,11 @@ def reproduce(
     from rich.console import Console
 
     from limbeck.engine.config import PLAIN, TEACHER
+    from limbeck.engine.suite import load_suite
     from limbeck.leaderboard import render_reproduction, reproduce_results
 
     folder = out or Path("out") / f"reproduce-{Path(suite).stem}"
-    outcome = _run(suite, folder, seeds, only, jobs, threads, device, ray)
+    outcome = _run(load_suite(suite), folder, seeds, only, jobs, threads, device, ray)
     methods = [TEACHER, PLAIN, *only] if only else None
     report = reproduce_results(folder / "records", results, methods=methods)
     render_reproduction(report, Console())
@@ -136,7 +147,7 @@ def reproduce(
 
 
 def _run(
-    name: str,
+    suite: Suite,
     out: Path,
     seeds: int | None,
     only: list[str] | None,
@@ -150,11 +161,10 @@ def _run(
     from limbeck.cli._progress import suite_display
     from limbeck.engine.bench import run_suite
     from limbeck.engine.output import pick_device
-    from limbeck.engine.suite import load_suite, plan
+    from limbeck.engine.suite import plan
     from limbeck.leaderboard import ResultsError, show_tables
 
     console = Console()
-    suite = load_suite(name)
     total = len(plan(suite, seeds=seeds, only=only))
     with suite_display(console, suite.name, total) as display:
         outcome = run_suite(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,9 +23,11 @@ from limbeck.engine.config import (
 )
 from limbeck.engine.record import RunRecord, config_hash, failure_path, read_record, record_id, record_path
 from limbeck.engine.variant import Variant
-from limbeck.errors import ConfigError, UnknownName
+from limbeck.errors import ConfigError, ExtraMissing, UnknownName
 
 State = Literal["done", "stale", "failed", "missing"]
+Extra = Literal["segmentation", "detection", "pointcloud"]
+_STACKS: dict[Extra, str] = {"segmentation": "mmseg", "detection": "mmdet", "pointcloud": "mmdet3d"}
 
 
 class Vary(BaseModel):
@@ -50,6 +53,7 @@ class Group(BaseModel):
     methods: list[str] = Field(default_factory=list)
     vary: list[Vary] = Field(default_factory=list)
     seeds: list[int] = Field(default_factory=list)
+    extra: Extra | None = Field(None, description="the optional dependencies that its networks need")
 
 
 class Suite(BaseModel):
@@ -63,6 +67,12 @@ class Suite(BaseModel):
     minutes: str = Field("", description="rough time on two cores, for people")
     seeds: list[int] = Field(min_length=1)
     groups: list[Group]
+
+    def installed(self) -> tuple[Suite, list[ExtraMissing]]:
+        """The suite without the groups whose extra is not installed, and why each of those is left out."""
+        groups = [g for g in self.groups if g.extra is None or find_spec(_STACKS[g.extra])]
+        missing = [ExtraMissing(g.config, g.extra) for g in self.groups if g.extra and g not in groups]
+        return self.model_copy(update=dict(groups=groups)), missing
 
 
 class Job(BaseModel):

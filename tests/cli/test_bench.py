@@ -51,6 +51,38 @@ def test_bench_run_shows_the_table_and_the_second_time_says_that_all_was_there(s
     assert "all 7 records of suite toys were there already" in capsys.readouterr().out
 
 
+def demo_of(folder: Path, suite: Path, monkeypatch) -> Path:
+    """A demo of the toys and a group that needs an extra; gives the suite's file."""
+    file = folder / "demo.toml"
+    text = (suite / "toys.toml").read_text().replace('"toys"', '"demo"')
+    text += '[[groups]]\nconfig = "segmentation/digit_demo"\nmethods = ["KD"]\nextra = "segmentation"\n'
+    file.write_text(text)
+    monkeypatch.setattr("limbeck.engine.suite.suite_folders", lambda: [folder])
+    return file
+
+
+def test_demo_without_the_extra_leaves_its_group_out_and_says_so_once(suite, tmp_path, monkeypatch, capsys):
+    demo_of(tmp_path, suite, monkeypatch)
+    monkeypatch.setattr("limbeck.engine.suite.find_spec", lambda name: None)
+    run("demo", "--out", suite / "out", "--jobs", "1")
+    said = capsys.readouterr().out
+    assert said.count("install it with: pip install 'limbeck[segmentation]'") == 1
+    assert "left out: segmentation/digit_demo needs the 'segmentation' extra" in said
+    assert "all 7 records of suite demo were there already" in said
+    assert "toy4-toy2" in (suite / "out" / "site" / "index.html").read_text()
+    assert "site/index.html" in (suite / "out" / "index.html").read_text()
+
+
+def test_bench_run_without_the_extra_of_a_group_is_refused_before_training(suite, tmp_path, monkeypatch, capsys):
+    file = demo_of(tmp_path, suite, monkeypatch)
+    (tmp_path / "mmseg.py").write_text("raise ModuleNotFoundError('as where it is not installed', name='mmseg')\n")
+    monkeypatch.syspath_prepend(tmp_path)  # the worker gets this process's sys.path
+    run("bench", "run", file, "--out", tmp_path / "out", "--jobs", "1", code=2)
+    said = capsys.readouterr().err
+    assert "segmentation needs the 'segmentation' extra; install it with: pip install 'limbeck[segmentation]'" in said
+    assert not list((tmp_path / "out").rglob("seed*.json"))
+
+
 def test_bench_status_counts(suite, capsys):
     run("bench", "status", suite / "toys.toml", "--out", suite / "out")
     said = capsys.readouterr().out

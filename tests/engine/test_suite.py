@@ -227,7 +227,7 @@ def test_every_shipped_suite_loads_and_plans():
         for job in jobs:
             assert all(re.fullmatch(r"[A-Za-z0-9.@=+_-]+", part) for part in job.id.split("/"))
             assert not any(part.startswith(".") or len(part) > 120 for part in job.id.split("/"))
-            assert all(set(t.trainers) == set() and t.id in ids for t in job.trainers.values())
+            assert all(trainer.id in ids[: ids.index(job.id)] for trainer in job.trainers.values())
             assert bool(job.trainers) <= (job.method != "plain" and not is_teacher(job.method))
 
 
@@ -266,6 +266,40 @@ def test_bad_toml_is_named(tmp_path, content):
 def test_suite_that_does_not_fit_is_named(tmp_path, text, said):
     with pytest.raises(ConfigError, match=said):
         load_suite(write_suite(tmp_path, text))
+
+
+# --- extras ---
+
+
+def test_groups_whose_extra_is_missing_are_left_out_and_told(tmp_path, monkeypatch):
+    config = write_pair(tmp_path)
+    groups = [{"config": config}, {"config": "segmentation/digit_demo", "extra": "segmentation"}]
+    suite = suite_of("", groups=groups)
+    monkeypatch.setattr("limbeck.engine.suite.find_spec", lambda name: None if name == "mmseg" else object())
+    left, missing = suite.installed()
+    assert [group.config for group in left.groups] == [config]
+    assert left.model_copy(update={"groups": suite.groups}) == suite
+    assert [str(error) for error in missing] == [
+        "segmentation/digit_demo needs the 'segmentation' extra; install it with: pip install 'limbeck[segmentation]'"
+    ]
+
+
+def test_groups_whose_extra_is_installed_stay(tmp_path, monkeypatch):
+    suite = suite_of("", groups=[{"config": write_pair(tmp_path), "extra": "segmentation"}])
+    monkeypatch.setattr("limbeck.engine.suite.find_spec", lambda name: object())
+    assert suite.installed() == (suite, [])
+
+
+def test_extra_that_there_is_none_of_is_refused(tmp_path):
+    text = 'name="t"\ntitle="T"\nseeds=[0]\n[[groups]]\nconfig="x"\nextra="segmentaton"'
+    with pytest.raises(ConfigError, match=r"toys\.toml: groups\.0\.extra: .*'segmentation'"):
+        load_suite(write_suite(tmp_path, text))
+
+
+def test_every_group_on_mmsegmentation_names_its_extra():
+    groups = {g.config: g for g in load_suite("demo").groups}
+    assert groups["vision/digits"].extra is None
+    assert groups["segmentation/digit_demo"].extra == "segmentation"
 
 
 # --- resolve ---
@@ -383,6 +417,6 @@ def test_damaged_record_is_said_and_not_taken_for_missing(tmp_path, suite):
 def test_benchmarks_of_a_suite_are_its_groups_and_other_names_stay():
     from limbeck.engine.suite import benchmarks_of
 
-    assert benchmarks_of(["demo"]) == ["digits"]
-    assert benchmarks_of(["demo", "digits", "elsewhere"]) == ["digits", "elsewhere"]
+    assert benchmarks_of(["demo"]) == ["digits", "digit-scenes-demo"]
+    assert benchmarks_of(["demo", "digits", "elsewhere"]) == ["digits", "digit-scenes-demo", "elsewhere"]
     assert benchmarks_of(None) is None
