@@ -120,6 +120,11 @@ def describe_model(model: torch.nn.Module, cfg: Mapping[str, Any], example: Any)
     said = [
         str(cfg[k]) if k == "model" else f"{k} {cfg[k]}" for k in ("model", "depth", "width", "variant") if k in cfg
     ]
+    inner = cfg.get("config")
+    if isinstance(inner, Mapping):  # an OpenMMLab config: what it is, and its backbone
+        backbone = inner.get("backbone") or {}
+        widths = [f"{k} {backbone[k]}" for k in ("depth", "base_channels", "widen_factor") if k in backbone]
+        said = [" ".join([str(backbone.get("type", inner.get("type", ""))), *widths])]
     name = f"{kind} ({', '.join(said)})" if said else kind
     flops = cost.count_flops(model, example) if isinstance(example, torch.Tensor) else None
     return ModelInfo(name=name, parameters=cost.count_parameters(model), flops=flops)

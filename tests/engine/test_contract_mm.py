@@ -18,7 +18,7 @@ from limbeck.engine.config import PairConfig, RecipeConfig, expand
 from limbeck.engine.distiller import Distiller
 from limbeck.engine.evaluate import evaluate, whole_batch
 from limbeck.engine.hooks import Facts, StateHook
-from limbeck.engine.registry import MODELS
+from limbeck.engine.registry import ADAPTERS, DATASETS, METRICS, MODELS
 from limbeck.engine.run import RunOptions, execute
 from limbeck.engine.runner import DistillRunner, build_optim_wrapper
 from limbeck.engine.weights import hash_state, read_weights, save_weights
@@ -356,6 +356,69 @@ def test_whole_run_from_a_config_to_its_record(task, weights, tmp_path):
     assert record.teacher.flops > record.student.flops > 0
     saved, _ = read_weights(tmp_path / "runs" / run.id / "student.safetensors")
     assert saved.keys() == MODELS.make(task.config(8)).state_dict().keys()
+
+
+@DATASETS.register_module()
+class ContractBoxes(ContractData):
+    """`ContractData`'s rectangles as the detection package's data sets give them; every second image is narrower."""
+
+    def __init__(self, split: str = "train") -> None:
+        super().__init__("mmdet", split)
+
+    def __getitems__(self, indices: list[int]) -> dict[str, Any]:
+        truth = [self.sample(i).gt_instances for i in indices]
+        samples = dict(
+            boxes=torch.stack([one.bboxes for one in truth]),
+            labels=torch.stack([one.labels for one in truth]),
+            shapes=torch.tensor([[64, 48 + 16 * (i % 2)] for i in indices]),
+            ids=torch.tensor(indices),
+            views=torch.zeros(len(indices), dtype=torch.int64),
+        )
+        return dict(inputs=self.images[indices], data_samples=samples)
+
+
+def test_detection_package_runs_from_a_config_to_its_record(tmp_path):
+    """The same contract through `DetectionAdapter`, `ResNetDetector` and `DetectionMetric`."""
+    for module in ("mmdet", "pycocotools"):
+        pytest.importorskip(module, reason="needs the 'detection' extra")
+    common = dict(channels=8, stacked_convs=1, num_classes=3, input_size=(3, 64, 64), score_thr=0.0)
+    student = dict(type="ResNetDetector", base_channels=8, **common)
+    teacher = student | dict(base_channels=16, mean=0.4, std=0.2)
+    torch.manual_seed(7)
+    network = MODELS.make(teacher)
+    save_weights(tmp_path / "teacher.safetensors", network.state_dict(), metadata={})
+    loader = DataLoader(ContractBoxes("test"), batch_size=2, collate_fn=whole_batch)
+    adapter, metric = ADAPTERS.make(dict(type="DetectionAdapter")), METRICS.make(dict(type="DetectionMetric"))
+    reached = evaluate(network, adapter=adapter, loader=loader, metric=metric)["mAP"]
+    taps = [("neck[0]", "neck[0]"), ("cls_logits[0]", "cls_logits[0]")]
+    pair = PairConfig.model_validate(
+        dict(
+            task="object-detection",
+            benchmark="contract",
+            pair="wide-narrow",
+            data=dict(
+                **{s: dict(type="ContractBoxes", split=s) for s in ("train", "val", "test")},
+                batch_size=2,
+                eval_batch_size=2,
+            ),
+            adapter=dict(type="DetectionAdapter"),
+            metric=dict(type="DetectionMetric", primary="mAP"),
+            teacher=teacher,
+            student=student,
+            recipe=dict(epochs=1, optimizer=dict(type="SGD", lr=0.01)),
+            methods=dict(ContractHint=dict(links=[dict(type="ContractHint", taps=taps)])),
+        )
+    )
+    run = expand(pair, "ContractHint", 0, teacher_weights=str(tmp_path / "teacher.safetensors"), teacher_metric=reached)
+    options = RunOptions(out=tmp_path / "runs", records=tmp_path / "records", threads=1)
+    record = execute(run, options)
+    assert set(record.metrics) == {"mAP", "AP50", "AP75"}
+    assert len(record.per_class["AP"]) == 3
+    assert (record.recipe.steps, record.cost.teacher_forwards) == (2, 4)
+    assert record.teacher.flops > record.student.flops > 0
+    assert record.cost.student_latency_ms > 0
+    saved, _ = read_weights(tmp_path / "runs" / run.id / "student.safetensors")
+    assert saved.keys() == MODELS.make(student).state_dict().keys()
 
 
 def test_point_cloud_detector_is_distilled_through_dict_inputs():

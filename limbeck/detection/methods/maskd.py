@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from limbeck.detection.methods._receptive_tokens import ReceptiveTokens, learn_tokens, read_tokens, token_batches
+from limbeck.detection.methods._receptive_tokens import (
+    ReceptiveTokens,
+    learn_tokens,
+    masked_features,
+    read_tokens,
+    token_batches,
+    token_dice,
+)
+from limbeck.detection.methods._teacher_stage import learn_on_teacher, map_batches, task_loss
 from limbeck.engine.bridges import mismatch, require_same_shape
 from limbeck.engine.losses import check_logits, fit_logits
 from limbeck.engine.method import LinkInputs, Method, Shapes, TrainingSet
@@ -86,9 +94,11 @@ class MasKD(Method):
 
     `form='detection'`: taps maps of one size a level, `neck[0]` … `neck[4]`. L is the sum over levels of `maskd_loss`
     of a 1×1 convolution φ of the student, present at equal widths too and trained with it. From `customise_after` on,
-    M = M(T) ⊙ M(φ(S)). Stage 1 runs the teacher's head on masked maps, which taps alone cannot do: name its `tokens`.
-    The last taps may be raw regression outputs; report that as "MasKD", and "MasKD (feature only)" apart. Official
-    weights, then `customise_after` of 24 epochs of COCO at batch 16, and the regression factors:
+    M = M(T) ⊙ M(φ(S)). Before the first step a level's tokens, and the branch that weighs their masks, are learned on
+    the training split by the loss of the teacher's heads on Σ_m w_m M_m ⊙ T plus the Dice of every level
+    (`learn_on_teacher`); it needs the maps of every level that the heads read. The last taps may be raw regression
+    outputs; report that as "MasKD", and "MasKD (feature only)" apart. Official weights, then `customise_after` of 24
+    epochs of COCO at batch 16, and the regression factors:
 
     - RetinaNet R101 → R50: 7, 0.04, L1 with 1 a level; X101 → R50: 7, 0.048, smooth L1 (β = 1) with 1 a level.
     - Faster R-CNN: 1, 0.042 (0.028 from Cascade Mask R-CNN), smooth L1 on the student's RoIs with 1.
@@ -101,13 +111,14 @@ class MasKD(Method):
     Args:
         form: 'segmentation' or 'detection'.
         tokens: safetensors file of tokens learned beforehand; see `read_tokens`. Its M counts.
-        masks: M ≥ 2 of the tokens that are learned here.
-        prob: weigh masks by the file's branch, else alike; None takes True in detection.
+        masks: M ≥ 2 of the tokens that are learned here; None is 8 in segmentation and 6 in detection.
+        prob: weigh masks by a branch, else alike; None takes True in detection.
         customise_after: share of the run after which masks are customised; None is never.
         aux_weight: factor on auxiliary heads, in both stages.
         regression: factors on the last pairs of taps, which are raw regression outputs.
         regression_beta: β ≥ 0 of their smooth L1; 0 is L1.
-        stage1_iterations, stage1_batch_size, stage1_lr: of stage 1.
+        stage1_iterations, stage1_batch_size, stage1_lr: of stage 1; None for the rate is 0.1 in segmentation (SGD) and
+            0.01 in detection (Adam).
         max_megabytes: keep the teacher's logits in memory for stage 1 up to this size, else run the teacher again.
         weight: factor on the terms "mask" and "regression"; divide `regression` by it to keep those factors.
         kwargs: see `Method`.
@@ -128,7 +139,7 @@ class MasKD(Method):
         *,
         form: str = "segmentation",
         tokens: str | None = None,
-        masks: int = 8,
+        masks: int | None = None,
         prob: bool | None = None,
         customise_after: float | None = None,
         aux_weight: float = 0.4,
@@ -136,7 +147,7 @@ class MasKD(Method):
         regression_beta: float = 0.0,
         stage1_iterations: int = 2000,
         stage1_batch_size: int = 16,
-        stage1_lr: float = 0.1,
+        stage1_lr: float | None = None,
         max_megabytes: float = 1000.0,
         weight: float = 1.0,
         **kwargs: Any,
@@ -145,22 +156,19 @@ class MasKD(Method):
         if form not in FORMS:
             raise UnknownName("form", form, FORMS, "of MasKD")
         self.dense = form == "segmentation"
-        self.tokens, self.masks, self.prob = tokens, masks, not self.dense if prob is None else prob
+        self.tokens, self.prob = tokens, not self.dense if prob is None else prob
+        self.masks, rate = (8, 0.1) if self.dense else (6, 0.01)
+        self.masks = self.masks if masks is None else masks
         self.customise_after, self.aux_weight = customise_after, float(aux_weight)
         self.regression, self.regression_beta = [float(w) for w in regression], float(regression_beta)
         self.stage1_iterations, self.stage1_batch_size = stage1_iterations, stage1_batch_size
-        self.stage1_lr, self.max_megabytes = float(stage1_lr), float(max_megabytes)
+        self.stage1_lr, self.max_megabytes = float(rate if stage1_lr is None else stage1_lr), float(max_megabytes)
         self._check_options()
         self.levels = len(self.taps) - len(self.regression)
         self.wants_data = tokens is None  # type: ignore[misc]  # else the split is not read
         self.ready = False
 
     def _check_options(self) -> None:
-        if not self.dense and self.tokens is None:
-            raise ConfigError(
-                "MasKD in detection needs tokens that were learned beforehand, as its stage 1 runs the teacher's head "
-                "on masked maps; name them with tokens='….safetensors'"
-            )
         if self.dense and (self.prob or self.regression):
             raise ConfigError("MasKD in segmentation has neither prob nor regression; set form='detection' for them")
         if len(self.regression) >= len(self.taps):
@@ -198,19 +206,42 @@ class MasKD(Method):
             )
         widths = widths[:1] if self.dense else widths  # main and auxiliary heads share theirs
         if self.tokens is None:
-            self.receptive = nn.ModuleList([ReceptiveTokens(widths[0], self.masks)])
+            self.receptive = nn.ModuleList(ReceptiveTokens(width, self.masks, prob=self.prob) for width in widths)
         else:
             self.receptive, self.ready = read_tokens(self.tokens, widths, prob=self.prob), True
         convs = [] if self.dense else [nn.Conv2d(student[1], teacher[1], 1) for teacher, student in maps]
         self.bridges = nn.ModuleList(convs)
 
     def prepare(self, data: TrainingSet) -> None:
+        if self.dense:
+            self._learn_dense(data)
+        else:
+            self._learn_levels(data)
+        self.ready = True
+
+    def _learn_dense(self, data: TrainingSet) -> None:
         level = cast(ReceptiveTokens, self.receptive[0])
         size, limit = self.stage1_batch_size, self.max_megabytes
         batches = token_batches(data.teacher_taps, data.classes, size=size, max_megabytes=limit)
         iterations, lr = self.stage1_iterations, self.stage1_lr
         level.tokens, _ = learn_tokens(level.tokens, batches, iterations=iterations, lr=lr, aux_weight=self.aux_weight)
-        self.ready = True
+
+    def _learn_levels(self, data: TrainingSet) -> None:
+        levels = [cast(ReceptiveTokens, level) for level in self.receptive]
+        teacher = self.members[self.teachers[0]]
+
+        def loss(maps: list[Tensor], targets: Any) -> Tensor:
+            masks = [level.masks(t) for level, t in zip(levels, maps)]
+            seen = [masked_features(t, m, level.weights(t)) for level, t, m in zip(levels, maps, masks)]
+            return task_loss(teacher, seen, targets) + torch.stack([token_dice(m) for m in masks]).sum()
+
+        def read() -> Iterator[tuple[list[Tensor], Any, Tensor]]:
+            for maps, targets, ids in data.teacher_taps():
+                yield maps[: self.levels], targets, ids
+
+        batches = map_batches(read, size=self.stage1_batch_size, max_megabytes=self.max_megabytes)
+        learned = [x for level in levels for x in (level.tokens, *level.parameters())]
+        learn_on_teacher(learned, loss, batches, iterations=self.stage1_iterations, lr=self.stage1_lr)
 
     def forward(self, batch: LinkInputs) -> dict[str, Tensor]:
         if not self.ready:

@@ -10,11 +10,20 @@ from torch import Tensor
 from limbeck.engine.losses import RESIZED, check_logits, check_temperature, fit_logits
 from limbeck.engine.method import LinkInputs, Method, Shapes
 from limbeck.engine.registry import METHODS
+from limbeck.errors import ConfigError, UnknownName
 from limbeck.vision.methods.kd import logit_pairs
+
+ACTIVATIONS = ("softmax", "sigmoid")
 
 
 def dist_loss(
-    student: Tensor, teacher: Tensor, *, beta: float = 1.0, gamma: float = 1.0, temperature: float = 4.0
+    student: Tensor,
+    teacher: Tensor,
+    *,
+    beta: float = 1.0,
+    gamma: float = 1.0,
+    temperature: float = 4.0,
+    activation: str = "softmax",
 ) -> Tensor:
     """Distance of correlation between class probabilities, within samples and within classes.
 
@@ -24,16 +33,23 @@ def dist_loss(
     Returns: scalar, computed in float32.
     Raises: ShapeMismatch when the two do not fit.
     """
-    terms = dist_terms(student, teacher, beta=beta, gamma=gamma, temperature=temperature)
+    options = {"beta": beta, "gamma": gamma, "temperature": temperature}
+    terms = dist_terms(student, teacher, **options, activation=activation)
     return torch.stack(list(terms.values())).sum()
 
 
 def dist_terms(
-    student: Tensor, teacher: Tensor, *, beta: float = 1.0, gamma: float = 1.0, temperature: float = 4.0
+    student: Tensor,
+    teacher: Tensor,
+    *,
+    beta: float = 1.0,
+    gamma: float = 1.0,
+    temperature: float = 4.0,
+    activation: str = "softmax",
 ) -> dict[str, Tensor]:
     """The two relations of DIST: between the classes of a sample, and between the samples of a class.
 
-    With Y = σ(z / T) and Pearson's correlation ρ:
+    With Y = σ(z / T), σ being the soft-max or, of one-stage detectors, the sigmoid, and Pearson's correlation ρ:
     inter = β T² · mean_i (1 − ρ(Y_S[i, :], Y_T[i, :])), intra = γ T² · mean_c (1 − ρ(Y_S[:, c], Y_T[:, c])).
     Of dense logits every pixel of the batch is a row. One row alone leaves intra without meaning (ρ = 0, term 1, no
     gradient), and the term is left out.
@@ -43,8 +59,9 @@ def dist_terms(
             teacher's gradient is stopped.
         beta, gamma: factors on inter and intra.
         temperature: T > 0.
+        activation: 'softmax' or 'sigmoid'.
     Returns: {"inter": scalar, "intra": scalar}; without "intra" for one row.
-    Raises: ShapeMismatch when the two do not fit.
+    Raises: ShapeMismatch when the two do not fit; UnknownName for another activation.
 
     >>> sorted(dist_terms(torch.eye(3), torch.eye(3)))
     ['inter', 'intra']
@@ -53,7 +70,10 @@ def dist_terms(
     """
     check_logits("DIST", tuple(teacher.shape), tuple(student.shape), axes=(2, 4))
     logits = fit_logits(student, teacher), teacher.detach()
-    y_s, y_t = (_rows((z.float() / temperature).softmax(dim=1)) for z in logits)
+    if activation not in ACTIVATIONS:
+        raise UnknownName("activation", activation, ACTIVATIONS, "of DIST")
+    scaled = (z.float() / temperature for z in logits)
+    y_s, y_t = (_rows(z.softmax(dim=1) if activation == "softmax" else z.sigmoid()) for z in scaled)
     terms = {"inter": beta * temperature**2 * inter_distance(y_s, y_t)}
     if len(y_s) > 1:
         terms["intra"] = gamma * temperature**2 * intra_distance(y_s, y_t)
@@ -93,14 +113,19 @@ class DIST(Method):
     Dense logits are those before up-sampling; the student's are resized where sizes differ. Officially `weight=1.0` at
     T = 1, and where both sides have an auxiliary head a second link on `aux_logits` with `weight=0.4`.
 
+    One-stage detectors: `activation='sigmoid'`, `temperature=1.0`, `weight=1.0` and one pair of taps a level,
+    'cls_logits[0]', …; the A · K outputs of a cell are its classes, all anchors together, as in the official code.
+
     Args:
         beta, gamma: factors on the terms "inter" and "intra".
         temperature: T > 0.
+        activation: what makes probabilities of logits, 'softmax' or 'sigmoid'.
         standardise: bring the logits of each sample or pixel, of both sides, to mean 0 and deviation 1 first (arXiv
             2403.01427; that paper does not combine it with DIST).
         weight: factor on both.
         kwargs: see `Method`.
-    Raises: ConfigError for a temperature that is not positive.
+    Raises: ConfigError for a temperature that is not positive, or standardised logits with sigmoids, whose values say
+        how sure of an object the network is; UnknownName for another activation.
     """
 
     default_taps = (("logits", "logits"),)
@@ -111,6 +136,7 @@ class DIST(Method):
         beta: float = 1.0,
         gamma: float = 1.0,
         temperature: float = 4.0,
+        activation: str = "softmax",
         standardise: bool = False,
         weight: float = 2.0,
         **kwargs: Any,
@@ -118,7 +144,13 @@ class DIST(Method):
         super().__init__(weight=weight, **kwargs)
         self.beta, self.gamma = float(beta), float(gamma)
         self.temperature = check_temperature("DIST", temperature)
-        self.standardise = standardise
+        if activation not in ACTIVATIONS:
+            raise UnknownName("activation", activation, ACTIVATIONS, "of DIST")
+        if standardise and activation == "sigmoid":
+            raise ConfigError(
+                "DIST cannot standardise logits of sigmoids, whose size is their meaning; drop standardise"
+            )
+        self.activation, self.standardise = activation, standardise
 
     def connect(self, teacher_shapes: Shapes, student_shapes: Shapes) -> None:
         for teacher, student in zip(teacher_shapes, student_shapes, strict=True):
@@ -128,6 +160,7 @@ class DIST(Method):
 
     def forward(self, batch: LinkInputs) -> dict[str, Tensor]:
         options = {"beta": self.beta, "gamma": self.gamma, "temperature": self.temperature}
-        found = [dist_terms(s, t, **options) for s, t in logit_pairs(batch, standardise=self.standardise)]
+        pairs = logit_pairs(batch, standardise=self.standardise)
+        found = [dist_terms(s, t, **options, activation=self.activation) for s, t in pairs]
         names = {name: None for terms in found for name in terms}
         return {name: torch.stack([terms[name] for terms in found if name in terms]).sum() for name in names}

@@ -40,7 +40,8 @@ class FitNet(Method):
     Between two maps, r is a convolution chosen by the two sizes, then batch norm and ReLU; see `ConvBridge`. Its output
     is never negative, so tap the teacher after a ReLU. Across families (CNN, ViT, Mixer, Swin), and for vectors,
     `make_bridge` chooses r: our extension, as the paper has CNNs alone; the teacher's class token is left out unless
-    both sides have as many tokens. r is trained with the student and dropped with the link.
+    both sides have as many tokens. r is trained with the student and dropped with the link. Maps that no ReLU follows,
+    those of feature pyramids, want `bridge=dict(norm_act=False)`, the convolution alone.
 
     The paper first trains the student's lower half on the hint, then the whole by KD; the code bases whose tables are
     quoted train in one stage with weight 100 beside cross entropy at weight 1, and so do we.
@@ -48,7 +49,7 @@ class FitNet(Method):
     Args:
         weight: factor on the term "hint".
         bridge: how to read the taps where their shapes do not say it: `student_layout`, `teacher_layout` ('nhwc' for
-            Swin's maps), `student_prefix`, `teacher_prefix` (of tokens); see `make_bridge`.
+            Swin's maps), `student_prefix`, `teacher_prefix` (of tokens); or `norm_act`; see `make_bridge`.
         kwargs: see `Method`.
     """
 
@@ -58,7 +59,7 @@ class FitNet(Method):
     def __init__(self, *, weight: float = 100.0, bridge: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
         super().__init__(weight=weight, **kwargs)
         self.bridge = dict(bridge or {})
-        known = ("student_layout", "teacher_layout", "student_prefix", "teacher_prefix")
+        known = ("student_layout", "teacher_layout", "student_prefix", "teacher_prefix", "norm_act")
         for key in self.bridge:
             if key not in known:
                 raise UnknownName("bridge option", key, known, "of FitNet")

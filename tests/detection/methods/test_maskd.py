@@ -31,6 +31,7 @@ from limbeck.detection.methods._receptive_tokens import (
     token_dice,
     token_masks,
 )
+from limbeck.detection.methods._teacher_stage import task_loss
 from limbeck.detection.methods.maskd import MasKD, maskd_loss, regression_loss
 from limbeck.engine.adapter import Batch, Forward, TaskAdapter
 from limbeck.engine.config import DataConfig, RunConfig
@@ -41,6 +42,7 @@ from limbeck.engine.prepare import prepare_links
 from limbeck.engine.registry import DATASETS
 from limbeck.engine.weights import hash_state, save_weights
 from limbeck.errors import ConfigError, CorruptFile, NonFiniteLoss, ShapeMismatch, UnknownName
+from tests.detection.methods.pyramids import detector_pair, training_set
 from tests.vision.methods import conftest as common
 
 K, SIZE = 3, (4, 5)  # classes, and the size of the teacher's logits
@@ -665,6 +667,35 @@ def test_regression_outputs_are_the_last_taps_with_their_factors(tmp_path: Path)
     torch.testing.assert_close(terms["mask"], alone(levels_of(levels=1))["mask"])
 
 
+def test_detection_learns_tokens_and_branches_of_every_level_by_the_teachers_heads() -> None:
+    teacher, _ = detector_pair()
+    data = training_set(teacher)
+    maps, targets, _ = next(iter(data.teacher_taps()))
+    taps = [("neck[0]",) * 2, ("neck[1]",) * 2]
+    torch.manual_seed(0)
+    link = MasKD(form="detection", taps=taps, stage1_iterations=12)
+    assert (link.masks, link.stage1_lr, link.wants_data) == (6, 0.01, True)
+    link.members = {"teacher": teacher}
+    link.connect([tuple(m.shape) for m in maps], [tuple(m.shape) for m in maps])
+    levels = [cast(ReceptiveTokens, level) for level in link.receptive]
+
+    def objective() -> float:
+        masks = [level.masks(t) for level, t in zip(levels, maps)]
+        seen = [masked_features(t, m, level.weights(t)) for level, t, m in zip(levels, maps, masks)]
+        return (task_loss(teacher, seen, targets) + sum(token_dice(m) for m in masks)).item()
+
+    weights = hash_state(teacher.state_dict())
+    before, start = {k: v.clone() for k, v in link.state_dict().items()}, objective()
+    link.prepare(data)
+    assert objective() < start
+    moved = {name for name, value in link.state_dict().items() if not torch.equal(value, before[name])}
+    assert moved == {name for name in before if name.startswith("receptive.")}
+    assert hash_state(teacher.state_dict()) == weights
+    assert {name.split(".")[0] for name, p in link.named_parameters() if p.requires_grad} == {"bridges"}
+    assert not any(level.tokens.requires_grad for level in levels)
+    link(LinkInputs(teacher=maps, student=maps))["mask"].backward()
+
+
 # --- the token file ---
 
 
@@ -693,9 +724,7 @@ def test_file_that_does_not_fit_is_named(tmp_path: Path) -> None:
 # --- options, shapes, the engine ---
 
 
-def test_detection_without_tokens_and_step_without_stage_one_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"in detection needs tokens that were learned beforehand.*tokens="):
-        MasKD(form="detection")
+def test_step_without_stage_one_is_refused() -> None:
     link = MasKD()
     link.connect([(2, K, *SIZE)], [(2, K, *SIZE)])
     with pytest.raises(ConfigError, match=r"no learned tokens yet; call prepare\(data\)"):

@@ -1,0 +1,72 @@
+"""The shipped detection pairs: every method of them makes a real run, and teacher and student are what they say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from limbeck.engine.config import PairConfig, load_pair, parse, with_overrides
+from limbeck.engine.record import RunRecord
+from limbeck.engine.run import RunOptions, execute
+from limbeck.engine.single import single_run
+
+pytest.importorskip("mmdet", reason="the networks are mmdetection's")
+SHORT = [
+    "recipe.epochs=2",
+    "data.train.count=4",
+    "data.val.count=2",
+    "data.test.count=2",
+    "data.batch_size=2",
+    "data.eval_batch_size=2",
+]
+METHODS = list(load_pair("detection/digit_scenes").methods)
+
+
+@pytest.fixture(scope="module")
+def pair() -> PairConfig:
+    config = parse(PairConfig, with_overrides(load_pair("detection/digit_scenes").model_dump(), SHORT), "digit_scenes")
+    config.methods["MasKD"].links[0].update(stage1_iterations=2, stage1_batch_size=2)
+    return config
+
+
+@pytest.fixture(scope="module")
+def out(pair: PairConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the teacher's run."""
+    folder = tmp_path_factory.mktemp("detection")
+    run(pair, "teacher", folder)
+    return folder
+
+
+def run(pair: PairConfig, method: str, out: Path) -> RunRecord:
+    options = RunOptions(out=out / "runs", records=out / "records", threads=1, latency_ms=1.0)
+    record = execute(single_run(pair, method, 0, out), options)
+    assert record is not None
+    return record
+
+
+@pytest.mark.parametrize("method", ["plain", *METHODS])
+def test_every_method_makes_a_run_on_digit_scenes(pair, out, method):
+    record = run(pair, method, out)
+    assert set(record.metrics) == {"mAP", "AP50", "AP75"}
+    assert len(record.per_class["AP"]) == 10
+    assert (record.teacher_record is None) == (method == "plain")
+    assert record.student.parameters < 6e5
+
+
+def test_both_pairs_have_the_same_methods_at_the_same_weights():
+    assert load_pair("detection/bccd_gfl").methods == load_pair("detection/digit_scenes").methods
+
+
+def test_student_on_bccd_has_at_most_a_quarter_of_the_teacher_s_operations():
+    from limbeck.engine.cost import count_flops
+    from limbeck.engine.evaluate import without_pretrained
+    from limbeck.engine.registry import ADAPTERS, MODELS
+
+    config = load_pair("detection/bccd_gfl")
+    adapter = ADAPTERS.make(config.adapter)
+    flops = []
+    for model in (config.teacher, config.student):
+        network = MODELS.make(without_pretrained(model))
+        flops.append(count_flops(network, adapter.example(network).inputs))
+    assert flops[1] <= flops[0] / 4
