@@ -130,6 +130,13 @@ def check_limit(limit: int | None, count: int, name: str) -> int:
     return limit
 
 
+def checked_size(size: Sequence[int], name: str) -> tuple[int, int]:
+    """Height and width. Raises: ConfigError unless they are two whole numbers of at least 1."""
+    if not isinstance(size, Sequence) or len(size) != 2 or not all(isinstance(n, int) and n >= 1 for n in size):
+        raise ConfigError(f"size of {name} is (height, width) in pixels, both at least 1; got {size}")
+    return size[0], size[1]
+
+
 def _plain(augment: Any) -> dict[str, Any]:
     values = {name: getattr(augment, name) for name in augment.__dataclass_fields__}
     values = {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 import os
 import tempfile
@@ -21,6 +22,7 @@ from limbeck.errors import CorruptFile, DataMissing, OutputError
 
 # What decoding an image file that is not whole raises; Pillow reports some broken PNGs as SyntaxError.
 BROKEN_IMAGE = (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError)
+BYTE_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
 
 
 def shared_data() -> Path | None:
@@ -117,3 +119,25 @@ def temporary_inside(folder: Path) -> Iterator[Path]:
         raise OutputError(f"cannot write {folder}: {error.strerror}; set LIMBECK_CACHE to another folder") from error
     with temporary as name:
         yield Path(name)
+
+
+def open_image(path: Path, expected: str | None = None) -> tuple[Image.Image, str]:
+    """A decoded image of 8 bits a channel and the sha256 of its file.
+
+    Args:
+        expected: sha256 that the file has to have, or None.
+    Raises: CorruptFile when it is not whole or not the expected file.
+    """
+    try:
+        data = path.read_bytes()
+        found = hashlib.sha256(data).hexdigest()
+        if expected not in (None, found):
+            raise damaged(path, "not the file that MANIFEST.sha256 lists", expected)
+        image = Image.open(io.BytesIO(data))
+        image.load()
+    except BROKEN_IMAGE as error:
+        reason = "no image file" if isinstance(error, UnidentifiedImageError) else error
+        raise damaged(path, f"does not decode ({reason})", expected) from error
+    if image.mode not in BYTE_MODES:
+        raise damaged(path, f"has pixels of mode {image.mode}, not of 8 bits", expected)
+    return image, found

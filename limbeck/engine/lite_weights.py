@@ -6,11 +6,11 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from limbeck.engine.paths import cache_dir
 from limbeck.engine.weights import check_sha256, hash_state, read_weights, save_weights
-from limbeck.errors import CorruptFile, ExtraMissing
+from limbeck.errors import ConfigError, CorruptFile, ExtraMissing
 
 # variant: (sha256 of the packaged file, side of the input)
 LITE_WEIGHTS = {
@@ -48,6 +48,20 @@ def read_lite_weights(variant: int) -> dict[str, Tensor]:
     if found != expected:
         raise CorruptFile(f"{path}: tensors hash to {found[:12]}…, expected {expected[:12]}…; delete the file")
     return state
+
+
+def load_lite_backbone(features: nn.Module, variant: int) -> None:
+    """Put the classifier's ImageNet weights into timm's feature extractor, which lacks its last layers.
+
+    Raises: ExtraMissing, CorruptFile; ConfigError when this timm has other layers.
+    """
+    found = features.load_state_dict(read_lite_weights(variant), strict=False)
+    extra = {key.partition(".")[0] for key in found.unexpected_keys} - {"conv_head", "bn2", "classifier"}
+    if found.missing_keys or extra:
+        raise ConfigError(
+            f"EfficientNet-Lite{variant}: its file lacks {found.missing_keys[:2]} or has {sorted(extra)[:2]} too many; "
+            "install the timm version of the lock"
+        )
 
 
 def _convert_lite(source: Path, variant: int) -> dict[str, Tensor]:

@@ -30,6 +30,19 @@ from limbeck.errors import ConfigError
 
 GENERATOR = 1  # counts up whenever the same arguments give other pixels
 CLASSES = tuple("0123456789")
+COUNTS = {"train": 2000, "val": 500, "test": 1000}
+PALETTE = (  # of the digits
+    (31, 119, 180),
+    (255, 127, 14),
+    (44, 160, 44),
+    (214, 39, 40),
+    (148, 103, 189),
+    (140, 86, 75),
+    (227, 119, 194),
+    (188, 189, 34),
+    (23, 190, 207),
+    (255, 255, 255),
+)
 LEAST_VISIBLE = 0.6  # share of a digit's silhouette that no digit in front of it covers
 LARGEST = 0.45  # a digit's side, as a share of the shorter side of the scene
 GRAIN = 7.0  # half the range of the noise of single pixels

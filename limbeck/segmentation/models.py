@@ -195,19 +195,7 @@ def TimmSegmentor(  # noqa: N802 - configs name it as a class
     stats: dict[str, Any] = dict(mean=cfg.mean if mean is None else mean, std=cfg.std if std is None else std)
     built = mmseg_model(config, num_classes, **stats, **kwargs)
     if pretrained_backbone and lite:
-        _load_lite(cast(nn.Module, built.backbone), int(model[-1]))
+        from limbeck.engine.lite_weights import load_lite_backbone
+
+        load_lite_backbone(cast(Any, built.backbone).timm_model, int(model[-1]))
     return built
-
-
-def _load_lite(backbone: nn.Module, variant: int) -> None:
-    """Put the classifier's ImageNet weights into the feature extractor, which lacks its last layers."""
-    from limbeck.engine.lite_weights import read_lite_weights
-
-    inner = cast(nn.Module, backbone.timm_model)
-    found = inner.load_state_dict(read_lite_weights(variant), strict=False)
-    extra = {key.partition(".")[0] for key in found.unexpected_keys} - {"conv_head", "bn2", "classifier"}
-    if found.missing_keys or extra:
-        raise ConfigError(
-            f"EfficientNet-Lite{variant}: its file lacks {found.missing_keys[:2]} or has {sorted(extra)[:2]} too many; "
-            "install the timm version of the lock"
-        )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,16 +11,15 @@ import cv2
 import numpy as np
 import PIL
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from limbeck.engine.augment import sample_uniforms
 from limbeck.engine.data import ViewDataset
-from limbeck.engine.data_files import BROKEN_IMAGE, damaged
+from limbeck.engine.data_files import damaged, open_image
 from limbeck.errors import ConfigError, DataMissing
 
 Colour = tuple[int, int, int]
-BYTE_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,14 +162,7 @@ def padded_objects(objects: Sequence[Objects]) -> dict[str, Tensor]:
     return {"boxes": boxes, "labels": labels, "crowd": crowd}
 
 
-def checked_size(size: Sequence[int], name: str) -> tuple[int, int]:
-    """Height and width. Raises: ConfigError unless they are two whole numbers of at least 1."""
-    if not isinstance(size, Sequence) or len(size) != 2 or not all(isinstance(n, int) and n >= 1 for n in size):
-        raise ConfigError(f"size of {name} is (height, width) in pixels, both at least 1; got {size}")
-    return size[0], size[1]
-
-
-def open_image(path: Path, size: tuple[int, int], expected: str | None = None) -> tuple[Image.Image, str]:
+def open_picture(path: Path, size: tuple[int, int], expected: str | None = None) -> tuple[Image.Image, str]:
     """A decoded RGB image and the sha256 of its file; grey images and those with transparency become RGB.
 
     Args:
@@ -180,20 +170,9 @@ def open_image(path: Path, size: tuple[int, int], expected: str | None = None) -
         expected: sha256 that the file has to have, or None.
     Raises: DataMissing; CorruptFile when it is not whole, not the expected file or of another size.
     """
-    try:
-        data = path.read_bytes()
-        found = hashlib.sha256(data).hexdigest()
-        if expected not in (None, found):
-            raise damaged(path, "not the file that MANIFEST.sha256 lists", expected)
-        image = Image.open(io.BytesIO(data))
-        image.load()
-    except FileNotFoundError as error:
-        raise DataMissing(f"{path} is missing, which the annotations name; complete the folder") from error
-    except BROKEN_IMAGE as error:
-        reason = "no image file" if isinstance(error, UnidentifiedImageError) else error
-        raise damaged(path, f"does not decode ({reason})", expected) from error
-    if image.mode not in BYTE_MODES:
-        raise damaged(path, f"has pixels of mode {image.mode}, not of 8 bits", expected)
+    if not path.exists():
+        raise DataMissing(f"{path} is missing, which the annotations name; complete the folder")
+    image, found = open_image(path, expected)
     if image.size != size:
         sizes = "{} × {} pixels, its annotations say {} × {}".format(*image.size, *size)
         raise damaged(path, f"has {sizes}", expected)

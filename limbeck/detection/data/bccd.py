@@ -13,9 +13,9 @@ from PIL import Image
 
 from limbeck.detection.data._coco_json import CocoImage, read_coco
 from limbeck.detection.data.augment import ScaleCropFlip
-from limbeck.detection.data.base import DetectionDataset, Objects, checked_size, decoder, open_image
+from limbeck.detection.data.base import DetectionDataset, Objects, decoder, open_picture
 from limbeck.engine.augment import parse_augment
-from limbeck.engine.data import check_limit
+from limbeck.engine.data import check_limit, checked_size
 from limbeck.engine.data_files import damaged, find_folder, read_manifest, usual_folders
 from limbeck.engine.registry import DATASETS
 from limbeck.engine.weights import sha256_file, sha256_json
@@ -108,7 +108,7 @@ class BCCD(DetectionDataset):
         path, expected = self.root / self.files[index], manifest.get(self.files[index])
         if manifest and expected is None:
             raise damaged(path, "is not listed in MANIFEST.sha256, which lists the others")
-        picture, found = open_image(path, image.size, expected)
+        picture, found = open_picture(path, image.size, expected)
         picture = picture.resize((self.size[1], self.size[0]), Image.Resampling.BILINEAR)
         self.pixels[index] = np.asarray(picture)
         self.objects.append(image.objects.moved(self._factor(image)).clipped(self.size))  # rounding may step over

@@ -9,26 +9,13 @@ import cv2
 import numpy as np
 
 from limbeck.detection.data.augment import ScaleCropFlip
-from limbeck.detection.data.base import DetectionDataset, Objects, checked_size
+from limbeck.detection.data.base import DetectionDataset, Objects
 from limbeck.engine.augment import parse_augment
+from limbeck.engine.data import checked_size
 from limbeck.engine.registry import DATASETS
-from limbeck.engine.scenes import CLASSES, SceneMaker
+from limbeck.engine.scenes import CLASSES, COUNTS, PALETTE, SceneMaker
 from limbeck.engine.weights import sha256_json
 from limbeck.errors import ConfigError
-
-COUNTS = {"train": 2000, "val": 500, "test": 1000}
-PALETTE = (
-    (31, 119, 180),
-    (255, 127, 14),
-    (44, 160, 44),
-    (214, 39, 40),
-    (148, 103, 189),
-    (140, 86, 75),
-    (227, 119, 194),
-    (188, 189, 34),
-    (23, 190, 207),
-    (255, 255, 255),
-)
 
 
 @DATASETS.register_module()

@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 
 from limbeck.detection.data.augment import ResizeFlip, checked_scale, fitted, resized
-from limbeck.detection.data.base import DetectionDataset, Objects, decoder, open_image
+from limbeck.detection.data.base import DetectionDataset, Objects, decoder, open_picture
 from limbeck.engine.augment import parse_augment
 from limbeck.engine.data import check_limit, content_hash
 from limbeck.engine.data_files import damaged, find_folder, usual_folders
@@ -185,7 +185,7 @@ class _MMDetDataset(DetectionDataset):
     def stored(self, sample: int) -> tuple[np.ndarray, Objects]:
         """The image of the file where it is augmented, else that brought into `scale`."""
         found = self._samples[sample]
-        image = np.asarray(open_image(found.path, (found.size[1], found.size[0]))[0])
+        image = np.asarray(open_picture(found.path, (found.size[1], found.size[0]))[0])
         return (image, found.objects) if self.augment is not None else resized(image, found.objects, self.scale)
 
     def _scales(self, ids: np.ndarray) -> np.ndarray:

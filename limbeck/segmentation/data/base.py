@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from limbeck.engine.augment import parse_augment
-from limbeck.engine.data import ViewDataset
-from limbeck.errors import ConfigError
+from limbeck.engine.data import ViewDataset, checked_size
 from limbeck.segmentation.data.augment import ScaleCropFlip
 
 Colour = tuple[int, int, int]
@@ -61,10 +60,3 @@ class SegmentationDataset(ViewDataset):
         if self.augment is not None:
             pixels, maps = self.augment(pixels, maps, ids, seed=self.seed, view=self.view)
         return pixels.transpose(0, 3, 1, 2), {"labels": torch.from_numpy(maps.astype(np.int64))}
-
-
-def checked_size(size: Sequence[int], name: str) -> tuple[int, int]:
-    """Height and width. Raises: ConfigError unless they are two whole numbers of at least 1."""
-    if not isinstance(size, Sequence) or len(size) != 2 or not all(isinstance(n, int) and n >= 1 for n in size):
-        raise ConfigError(f"size of {name} is (height, width) in pixels, both at least 1; got {size}")
-    return size[0], size[1]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,10 +10,10 @@ from typing import Any
 
 import numpy as np
 import PIL
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from limbeck.engine.data import check_limit
-from limbeck.engine.data_files import BROKEN_IMAGE, damaged, find_folder, read_manifest, usual_folders
+from limbeck.engine.data_files import damaged, find_folder, open_image, read_manifest, usual_folders
 from limbeck.engine.losses import IGNORE
 from limbeck.engine.registry import DATASETS
 from limbeck.engine.weights import sha256_file, sha256_json
@@ -36,7 +35,6 @@ CLASSES = (
 )
 VOID = 11  # label of the files' pixels that are no class
 ADVICE = "put its folders train, val and test into $LIMBECK_DATA/camvid, or set root to the folder that has them"
-BYTE_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
 
 
 @DATASETS.register_module()
@@ -156,23 +154,6 @@ def check_meta(root: Path) -> None:
     manifest, expected = root / "MANIFEST.sha256", meta.get("manifest_sha256")
     if expected is not None and manifest.is_file() and sha256_file(manifest) != expected:
         raise damaged(manifest, "not the list that meta.json names", expected)
-
-
-def open_image(path: Path, expected: str | None) -> tuple[Image.Image, str]:
-    """A decoded image and the sha256 of its file. Raises: CorruptFile when it is not whole or not the expected file."""
-    try:
-        data = path.read_bytes()
-        found = hashlib.sha256(data).hexdigest()
-        if expected not in (None, found):
-            raise damaged(path, "not the file that MANIFEST.sha256 lists", expected)
-        image = Image.open(io.BytesIO(data))
-        image.load()
-    except BROKEN_IMAGE as error:
-        reason = "no image file" if isinstance(error, UnidentifiedImageError) else error
-        raise damaged(path, f"does not decode ({reason})", expected) from error
-    if image.mode not in BYTE_MODES:
-        raise damaged(path, f"has pixels of mode {image.mode}, not of 8 bits", expected)
-    return image, found
 
 
 def check_map(path: Path, labels: Image.Image, image: Image.Image) -> None:

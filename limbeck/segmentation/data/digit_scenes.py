@@ -9,25 +9,10 @@ import cv2
 import numpy as np
 
 from limbeck.engine.registry import DATASETS
-from limbeck.engine.scenes import CLASSES, SceneMaker
+from limbeck.engine.scenes import CLASSES, COUNTS, PALETTE, SceneMaker
 from limbeck.engine.weights import sha256_json
 from limbeck.errors import ConfigError
 from limbeck.segmentation.data.base import SegmentationDataset
-
-COUNTS = {"train": 2000, "val": 500, "test": 1000}
-PALETTE = (
-    (0, 0, 0),
-    (31, 119, 180),
-    (255, 127, 14),
-    (44, 160, 44),
-    (214, 39, 40),
-    (148, 103, 189),
-    (140, 86, 75),
-    (227, 119, 194),
-    (188, 189, 34),
-    (23, 190, 207),
-    (255, 255, 255),
-)
 
 
 @DATASETS.register_module()
@@ -64,7 +49,7 @@ class DigitScenes(SegmentationDataset):
         if count < 1:
             raise ConfigError(f"count of {self.name} is at least 1; got {count}")
         self.classes = ["background", *CLASSES]
-        self.palette = list(PALETTE)
+        self.palette = [(0, 0, 0), *PALETTE]
         self._make = SceneMaker(split, seed=scene_seed, size=self.size)
         self.content_hash = sha256_json({"task": "segmentation", "scenes": self._make.content_hash, "count": count})
         self._pixels = np.zeros((count, *self.size, 3), np.uint8)
