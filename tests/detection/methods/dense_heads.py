@@ -40,6 +40,7 @@ def make_head(kind: str, *, seed: int = 0, width: int = 8, pyramid: int | None =
     from mmdet.models import dense_heads
     from mmdet.utils import register_all_modules
     from mmengine.config import ConfigDict
+    from mmengine.registry import DefaultScope
 
     register_all_modules(init_default_scope=False)
     norm = dict(type="GN", num_groups=4, requires_grad=True)
@@ -61,7 +62,8 @@ def make_head(kind: str, *, seed: int = 0, width: int = 8, pyramid: int | None =
         ranges = ((-1, 16), (16, 32), (32, 1e8))
         options |= dict(strides=STRIDES, regress_ranges=ranges, train_cfg=None)
     torch.manual_seed(seed)
-    head = getattr(dense_heads, f"{kind}Head")(**options | changes)
+    with DefaultScope.overwrite_default_scope("mmdet"):  # a run before may have left another
+        head = getattr(dense_heads, f"{kind}Head")(**options | changes)
     for name, parameter in head.named_parameters():
         if parameter.dim() == 4:
             nn.init.kaiming_normal_(parameter)
