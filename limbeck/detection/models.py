@@ -16,7 +16,8 @@ from torch import nn
 from limbeck.detection._heads import HeadOptions, detector_config
 from limbeck.engine.inputs import Stat, describe
 from limbeck.engine.registry import MODELS, require
-from limbeck.errors import ConfigError, UnknownName
+from limbeck.engine.timm_stages import timm_stages
+from limbeck.errors import ConfigError
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 DESK_SIZE = (3, 192, 256)
@@ -136,29 +137,18 @@ def TimmDetector(  # noqa: N802 - configs name it as a class
         head_options: see `limbeck.detection._heads.HeadOptions`.
     Raises: UnknownName for a model that timm does not have; ConfigError for one without such stages; ExtraMissing.
     """
-    import timm
-
     options = HeadOptions.of(head_options, "TimmDetector")
-    if not timm.is_model(model):
-        raise UnknownName("timm model", model, timm.list_models())
-    info = cast(Any, timm.create_model(model, features_only=True)).feature_info
-    at = {stride: i for i, stride in enumerate(info.reduction())}
     wanted = [stride for stride in STRIDES if stride >= options.first_stride]
-    if not wanted or not set(wanted) <= set(at):
-        raise ConfigError(f"timm model {model!r} has maps at strides {sorted(at)}; a pyramid here wants {wanted}")
-    lite = model.startswith("tf_efficientnet_lite")
-    cfg = cast(Any, timm.get_pretrained_cfg(model))
+    stages = timm_stages(model, wanted, f"a pyramid here wants {wanted}")
     backbone = dict(
         type="TimmFeatures",
         model_name=model,
-        out_indices=[at[stride] for stride in wanted],
-        pretrained=pretrained_backbone and not lite,
+        out_indices=list(stages.indices),
+        pretrained=pretrained_backbone and not stages.lite,
     )
-    config = detector_config(backbone, {stride: info.channels()[at[stride]] for stride in wanted}, options)
-    stats: dict[str, Any] = dict(mean=cfg.mean if mean is None else mean, std=cfg.std if std is None else std)
+    config = detector_config(backbone, dict(zip(wanted, stages.channels)), options)
+    stats: dict[str, Any] = dict(mean=stages.mean if mean is None else mean, std=stages.std if std is None else std)
     built = mmdet_model(config, num_classes, input_size, **stats)
-    if pretrained_backbone and lite:
-        from limbeck.engine.lite_weights import load_lite_backbone
-
-        load_lite_backbone(cast(Any, built.backbone).timm_model, int(model[-1]))
+    if pretrained_backbone:
+        stages.load_packaged(cast(Any, built.backbone).timm_model)
     return built

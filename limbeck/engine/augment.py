@@ -5,13 +5,13 @@ So a resumed run sees the same pixels, in any batch and any worker, and a teache
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any, TypeVar
 
 import numpy as np
 
-from limbeck.errors import UnknownName
+from limbeck.errors import ConfigError, UnknownName
 
 _STEP = np.uint64(0x9E3779B97F4A7C15)
 T = TypeVar("T")
@@ -43,3 +43,24 @@ def parse_augment(kind: type[T], config: Mapping[str, Any] | None) -> T | None:
         if key not in known:
             raise UnknownName("augmentation option", key, known)
     return kind(**config)
+
+
+def check_scale_crop(scale: Sequence[float], size: Sequence[int] | None, fill: int) -> None:
+    """Check the options of a random scale followed by a crop.
+
+    Raises: ConfigError.
+    """
+    if len(scale) != 2 or not 0 < scale[0] <= scale[1]:
+        raise ConfigError(f"augment scale is (low, high), both above 0; got {scale}")
+    if size is not None and [isinstance(n, int) and n >= 1 for n in size] != [True, True]:
+        raise ConfigError(f"augment size is (height, width) of the crop, both at least 1; got {size}")
+    if not 0 <= fill <= 255:
+        raise ConfigError(f"augment fill is a grey level from 0 to 255; got {fill}")
+
+
+def overlap(have: int, want: int, dice: float) -> tuple[slice, slice]:
+    """Which part of a length to take and where to put it: a random cut, or a random place where it is shorter."""
+    offset = int(dice * (abs(have - want) + 1))
+    if have >= want:
+        return slice(offset, offset + want), slice(0, want)
+    return slice(0, have), slice(offset, offset + have)

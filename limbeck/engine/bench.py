@@ -231,7 +231,7 @@ def measure_models(config: str, methods: list[str], device: str, threads: int) -
         run = expand(pair, method, 0)
         if _deployed(run) in found:
             continue
-        model = MODELS.make(run.model["members"][run.model["deploy"]]["model"]).to(device)
+        model = MODELS.make(run.deployed).to(device)
         example = adapter.member_inputs(adapter.example(model), model, model)
         if isinstance(example, torch.Tensor):
             found[_deployed(run)] = median_latency(model, example)
@@ -239,7 +239,7 @@ def measure_models(config: str, methods: list[str], device: str, threads: int) -
 
 
 def _deployed(run: RunConfig) -> str:
-    return sha256_json(run.model["members"][run.model["deploy"]]["model"])
+    return sha256_json(run.deployed)
 
 
 # --- where jobs run ---

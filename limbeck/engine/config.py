@@ -206,6 +206,11 @@ class RunConfig(_Strict):
         """The id of the record that this run writes."""
         return record_id(self.benchmark, self.pair, self.method, self.seed)
 
+    @property
+    def deployed(self) -> Dict:
+        """The config of the network that the run keeps."""
+        return self.model["members"][self.model["deploy"]]["model"]
+
     def seen_from(self, member: str) -> RunConfig:
         """The same run as a companion's record has it: that member is deployed, and this one its companion."""
         others = {m: p for m, p in self.companions.items() if m != member}

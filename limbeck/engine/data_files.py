@@ -12,8 +12,10 @@ import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import PIL
 from PIL import Image, UnidentifiedImageError
 
 from limbeck.engine.paths import cache_dir
@@ -141,3 +143,26 @@ def open_image(path: Path, expected: str | None = None) -> tuple[Image.Image, st
     if image.mode not in BYTE_MODES:
         raise damaged(path, f"has pixels of mode {image.mode}, not of 8 bits", expected)
     return image, found
+
+
+def decoder() -> str:
+    """The library that decodes images, with its version."""
+    return f"pillow {PIL.__version__}"
+
+
+def read_meta(root: Path) -> Any:
+    """What a folder's meta.json holds; None where there is none. Raises: CorruptFile when it is no JSON file."""
+    path = root / "meta.json"
+    if not path.is_file():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise damaged(path, f"not a JSON file ({error})") from error
+
+
+def check_manifest(root: Path, meta: Any) -> None:
+    """Raises: CorruptFile when `meta`, of `read_meta`, names another MANIFEST.sha256 than the folder has."""
+    manifest, expected = root / "MANIFEST.sha256", meta.get("manifest_sha256") if isinstance(meta, dict) else None
+    if expected is not None and manifest.is_file() and sha256_file(manifest) != expected:
+        raise damaged(manifest, "not the list that meta.json names", expected)

@@ -112,7 +112,7 @@ def evaluate_weights(config: Mapping[str, Any], weights: str | Path, *, device: 
     """
     run = parse(RunConfig, dict(config), "record config")
     adapter = cast(TaskAdapter, ADAPTERS.make(run.model["adapter"]))
-    model = MODELS.make(without_pretrained(run.model["members"][run.model["deploy"]]["model"]))
+    model = MODELS.make(without_pretrained(run.deployed))
     load_into(model, weights)
     return evaluate(
         model.to(device),

@@ -83,6 +83,14 @@ class _Placed:
     dice: np.ndarray
 
 
+def checked_count(count: int | None, split: str, name: str) -> int:
+    """How many scenes a split has; None takes the usual number. Raises: ConfigError for fewer than one."""
+    count = COUNTS[split] if count is None else count
+    if count < 1:
+        raise ConfigError(f"count of {name} is at least 1; got {count}")
+    return count
+
+
 class SceneMaker:
     """Makes the scenes of a split; `maker(index)` depends on seed, split and index alone, not on earlier calls.
 

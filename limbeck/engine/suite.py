@@ -122,7 +122,7 @@ def trainer(config: str, pair: PairConfig, member: str, seed: int, pupils: tuple
     other = load_pair(config)
     run = expand(other, method, seed)
     method = run.method
-    if run.model["members"][run.model["deploy"]]["model"] != pair.teacher:
+    if run.deployed != pair.teacher:
         what = TEACHER if is_teacher(method) else f"student by {method}"
         raise ConfigError(
             f"pair {pair.benchmark}/{pair.pair} takes the {what} of {config}, but its own teacher config differs; "

@@ -70,8 +70,7 @@ class Comparison:
         self.candidates = 0
 
     def _load(self, record: RunRecord, path: Path) -> nn.Module:
-        config = _run(record).model
-        model = cast(nn.Module, MODELS.make(without_pretrained(config["members"][config["deploy"]]["model"])))
+        model = cast(nn.Module, MODELS.make(without_pretrained(_run(record).deployed)))
         self._adapter.check_data(model, self.dataset)
         load_into(model, path, sha256=record.student_sha256)
         return model.eval()

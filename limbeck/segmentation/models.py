@@ -14,6 +14,7 @@ from torch import nn
 
 from limbeck.engine.inputs import Stat, describe
 from limbeck.engine.registry import MODELS, require
+from limbeck.engine.timm_stages import timm_stages
 from limbeck.errors import ConfigError, UnknownName
 
 HEADS = ("segformer", "deeplabv3plus")
@@ -171,31 +172,17 @@ def TimmSegmentor(  # noqa: N802 - configs name it as a class
         kwargs: input_size and class_weight, see `mmseg_model`.
     Raises: UnknownName for a model that timm does not have; ConfigError for one without four such stages; ExtraMissing.
     """
-    import timm
-
-    if not timm.is_model(model):
-        raise UnknownName("timm model", model, timm.list_models())
-    probe = timm.create_model(model, features_only=True)
-    info = cast(Any, probe).feature_info
-    at = {stride: i for i, stride in enumerate(info.reduction())}
-    if not {4, 8, 16, 32} <= set(at):
-        raise ConfigError(f"timm model {model!r} has maps at strides {sorted(at)}; a head here wants 4, 8, 16 and 32")
-    indices = tuple(at[stride] for stride in (4, 8, 16, 32))
-    widths = [info.channels()[i] for i in indices]
-    lite = model.startswith("tf_efficientnet_lite")
-    cfg = cast(Any, timm.get_pretrained_cfg(model))
+    stages = timm_stages(model, (4, 8, 16, 32), "a head here wants 4, 8, 16 and 32")
     backbone = dict(
         type="TIMMBackbone",
         model_name=model,
         features_only=True,
-        pretrained=pretrained_backbone and not lite,
-        out_indices=indices,
+        pretrained=pretrained_backbone and not stages.lite,
+        out_indices=stages.indices,
     )
-    config = dict(type="EncoderDecoder", backbone=backbone, decode_head=_head(head, widths, channels))
-    stats: dict[str, Any] = dict(mean=cfg.mean if mean is None else mean, std=cfg.std if std is None else std)
+    config = dict(type="EncoderDecoder", backbone=backbone, decode_head=_head(head, stages.channels, channels))
+    stats: dict[str, Any] = dict(mean=stages.mean if mean is None else mean, std=stages.std if std is None else std)
     built = mmseg_model(config, num_classes, **stats, **kwargs)
-    if pretrained_backbone and lite:
-        from limbeck.engine.lite_weights import load_lite_backbone
-
-        load_lite_backbone(cast(Any, built.backbone).timm_model, int(model[-1]))
+    if pretrained_backbone:
+        stages.load_packaged(cast(Any, built.backbone).timm_model)
     return built

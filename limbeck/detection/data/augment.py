@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 
 from limbeck.detection.data.base import Objects
+from limbeck.engine.augment import check_scale_crop, overlap
 from limbeck.errors import ConfigError
 
 
@@ -39,12 +40,7 @@ class ScaleCropFlip:
     draws = 4  # random numbers a sample; without annotation it is no option
 
     def __post_init__(self) -> None:
-        if len(self.scale) != 2 or not 0 < self.scale[0] <= self.scale[1]:
-            raise ConfigError(f"augment scale is (low, high), both above 0; got {self.scale}")
-        if self.size is not None and [isinstance(n, int) and n >= 1 for n in self.size] != [True, True]:
-            raise ConfigError(f"augment size is (height, width) of the crop, both at least 1; got {self.size}")
-        if not 0 <= self.fill <= 255:
-            raise ConfigError(f"augment fill is a grey level from 0 to 255; got {self.fill}")
+        check_scale_crop(self.scale, self.size, self.fill)
         if not 0 <= self.least_visible <= 1:
             raise ConfigError(f"augment least_visible is a share from 0 to 1; got {self.least_visible}")
         if self.least_side < 0:
@@ -55,8 +51,8 @@ class ScaleCropFlip:
         size = (image.shape[0], image.shape[1]) if self.size is None else (self.size[0], self.size[1])
         factor = self.scale[0] + dice[0] * (self.scale[1] - self.scale[0])
         height, width = (max(1, round(side * factor)) for side in image.shape[:2])
-        rows, into_rows = _overlap(height, size[0], dice[1])
-        columns, into_columns = _overlap(width, size[1], dice[2])
+        rows, into_rows = overlap(height, size[0], dice[1])
+        columns, into_columns = overlap(width, size[1], dice[2])
         pixels = np.full((*size, 3), self.fill, np.uint8)
         scaled = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR_EXACT)
         pixels[into_rows, into_columns] = scaled[rows, columns]
@@ -121,11 +117,3 @@ def resized(image: np.ndarray, objects: Objects, scale: Sequence[int]) -> tuple[
     if (height, width) != before:
         image = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
     return image, objects.moved((width / before[1], height / before[0])).clipped((height, width))
-
-
-def _overlap(have: int, want: int, dice: float) -> tuple[slice, slice]:
-    """Which part of a length to take and where to put it: a random cut, or a random place where it is shorter."""
-    offset = int(dice * (abs(have - want) + 1))
-    if have >= want:
-        return slice(offset, offset + want), slice(0, want)
-    return slice(0, have), slice(offset, offset + have)

@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 
 import cv2
 import numpy as np
-import PIL
 import torch
 from PIL import Image
 from torch import Tensor
@@ -177,8 +176,3 @@ def open_picture(path: Path, size: tuple[int, int], expected: str | None = None)
         sizes = "{} × {} pixels, its annotations say {} × {}".format(*image.size, *size)
         raise damaged(path, f"has {sizes}", expected)
     return image.convert("RGB"), found
-
-
-def decoder() -> str:
-    """The library that decodes images, with its version."""
-    return f"pillow {PIL.__version__}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,18 @@ from PIL import Image
 
 from limbeck.detection.data._coco_json import CocoImage, read_coco
 from limbeck.detection.data.augment import ScaleCropFlip
-from limbeck.detection.data.base import DetectionDataset, Objects, decoder, open_picture
+from limbeck.detection.data.base import DetectionDataset, Objects, open_picture
 from limbeck.engine.augment import parse_augment
 from limbeck.engine.data import check_limit, checked_size
-from limbeck.engine.data_files import damaged, find_folder, read_manifest, usual_folders
+from limbeck.engine.data_files import (
+    check_manifest,
+    damaged,
+    decoder,
+    find_folder,
+    read_manifest,
+    read_meta,
+    usual_folders,
+)
 from limbeck.engine.registry import DATASETS
 from limbeck.engine.weights import sha256_file, sha256_json
 from limbeck.errors import DataMissing
@@ -72,7 +79,7 @@ class BCCD(DetectionDataset):
         self.palette = [colour for _, colour in CLASSES]
         labels = f"annotations/{split}.json"
         self.root = find_folder(self.name, usual_folders(self.name, root), ["images", labels], ADVICE)
-        check_manifest(self.root)
+        check_manifest(self.root, read_meta(self.root))
         manifest = read_manifest(self.root)
         listed = read_coco(self.root / labels, self.classes, manifest.get(labels))
         self.category_ids = listed.category_ids
@@ -120,17 +127,3 @@ def in_order(path: Path, images: Sequence[CocoImage]) -> list[CocoImage]:
     if not images:
         raise DataMissing(f"{path} lists no images; {ADVICE}")
     return sorted(images, key=lambda image: hashlib.sha256(f"images/{image.file_name}".encode()).digest())
-
-
-def check_manifest(root: Path) -> None:
-    """Raises: CorruptFile when meta.json is no JSON file, or names another MANIFEST.sha256 than the folder has."""
-    path, manifest = root / "meta.json", root / "MANIFEST.sha256"
-    if not path.is_file():
-        return
-    try:
-        meta = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise damaged(path, f"not a JSON file ({error})") from error
-    expected = meta.get("manifest_sha256") if isinstance(meta, dict) else None
-    if expected is not None and manifest.is_file() and sha256_file(manifest) != expected:
-        raise damaged(manifest, "not the list that meta.json names", expected)

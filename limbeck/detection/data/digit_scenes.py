@@ -13,9 +13,8 @@ from limbeck.detection.data.base import DetectionDataset, Objects
 from limbeck.engine.augment import parse_augment
 from limbeck.engine.data import checked_size
 from limbeck.engine.registry import DATASETS
-from limbeck.engine.scenes import CLASSES, COUNTS, PALETTE, SceneMaker
+from limbeck.engine.scenes import CLASSES, PALETTE, SceneMaker, checked_count
 from limbeck.engine.weights import sha256_json
-from limbeck.errors import ConfigError
 
 
 @DATASETS.register_module()
@@ -54,9 +53,7 @@ class DigitScenesBoxes(DetectionDataset):
     ) -> None:
         super().__init__(split, augment=parse_augment(ScaleCropFlip, augment), views=views, seed=seed)
         self.size = checked_size(size, self.name)
-        count = COUNTS[split] if count is None else count
-        if count < 1:
-            raise ConfigError(f"count of {self.name} is at least 1; got {count}")
+        count = checked_count(count, split, self.name)
         self.classes = list(CLASSES)
         self.palette = list(PALETTE)
         self.image_ids = range(count)

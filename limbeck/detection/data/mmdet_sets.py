@@ -16,10 +16,10 @@ import cv2
 import numpy as np
 
 from limbeck.detection.data.augment import ResizeFlip, checked_scale, fitted, resized
-from limbeck.detection.data.base import DetectionDataset, Objects, decoder, open_picture
+from limbeck.detection.data.base import DetectionDataset, Objects, open_picture
 from limbeck.engine.augment import parse_augment
 from limbeck.engine.data import check_limit, content_hash
-from limbeck.engine.data_files import damaged, find_folder, usual_folders
+from limbeck.engine.data_files import damaged, decoder, find_folder, usual_folders
 from limbeck.engine.mmcv_ops import install
 from limbeck.engine.registry import DATASETS, require
 from limbeck.engine.weights import sha256_json

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from limbeck.engine.augment import sample_uniforms
+from limbeck.engine.augment import check_scale_crop, overlap, sample_uniforms
 from limbeck.engine.losses import IGNORE
-from limbeck.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,12 +32,7 @@ class ScaleCropFlip:
     fill: int = 128
 
     def __post_init__(self) -> None:
-        if len(self.scale) != 2 or not 0 < self.scale[0] <= self.scale[1]:
-            raise ConfigError(f"augment scale is (low, high), both above 0; got {self.scale}")
-        if self.size is not None and [isinstance(n, int) and n >= 1 for n in self.size] != [True, True]:
-            raise ConfigError(f"augment size is (height, width) of the crop, both at least 1; got {self.size}")
-        if not 0 <= self.fill <= 255:
-            raise ConfigError(f"augment fill is a grey level from 0 to 255; got {self.fill}")
+        check_scale_crop(self.scale, self.size, self.fill)
 
     def __call__(
         self, images: np.ndarray, maps: np.ndarray, ids: np.ndarray, *, seed: int, view: int
@@ -50,8 +44,8 @@ class ScaleCropFlip:
         dice = sample_uniforms(seed, view, ids, 4)
         for n, (image, label) in enumerate(zip(images, maps)):
             scaled = _scaled(label.shape, self.scale[0] + dice[n, 0] * (self.scale[1] - self.scale[0]))
-            rows, into_rows = _overlap(scaled[0], height, dice[n, 1])
-            columns, into_columns = _overlap(scaled[1], width, dice[n, 2])
+            rows, into_rows = overlap(scaled[0], height, dice[n, 1])
+            columns, into_columns = overlap(scaled[1], width, dice[n, 2])
             image = cv2.resize(image, scaled[::-1], interpolation=cv2.INTER_LINEAR_EXACT)
             label = cv2.resize(label, scaled[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
             pixels[n, into_rows, into_columns] = image[rows, columns]
@@ -65,11 +59,3 @@ class ScaleCropFlip:
 
 def _scaled(shape: tuple[int, ...], factor: float) -> tuple[int, int]:
     return max(1, round(shape[0] * factor)), max(1, round(shape[1] * factor))
-
-
-def _overlap(have: int, want: int, dice: float) -> tuple[slice, slice]:
-    """Which part of a length to take and where to put it: a random cut, or a random place where it is shorter."""
-    offset = int(dice * (abs(have - want) + 1))
-    if have >= want:
-        return slice(offset, offset + want), slice(0, want)
-    return slice(0, have), slice(offset, offset + have)

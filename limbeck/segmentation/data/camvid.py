@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import PIL
 from PIL import Image
 
 from limbeck.engine.data import check_limit
-from limbeck.engine.data_files import damaged, find_folder, open_image, read_manifest, usual_folders
+from limbeck.engine.data_files import (
+    check_manifest,
+    damaged,
+    decoder,
+    find_folder,
+    open_image,
+    read_manifest,
+    read_meta,
+    usual_folders,
+)
 from limbeck.engine.losses import IGNORE
 from limbeck.engine.registry import DATASETS
 from limbeck.engine.weights import sha256_file, sha256_json
@@ -93,7 +100,7 @@ class CamVid(SegmentationDataset):
 
     def pipeline(self) -> dict[str, Any]:
         """Everything that decides the pixels, with the library that decodes and resizes."""
-        return super().pipeline() | {"decoder": f"pillow {PIL.__version__}"}
+        return super().pipeline() | {"decoder": decoder()}
 
     def stored(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return self.pixels[ids], self.maps[ids]
@@ -140,20 +147,16 @@ def check_listed(root: Path, split: str, manifest: Mapping[str, str], pairs: Seq
 
 def check_meta(root: Path) -> None:
     """Raises: CorruptFile, or ConfigError when meta.json says that the labels are of another version of CamVid."""
-    path = root / "meta.json"
-    if not path.is_file():
+    meta = read_meta(root)
+    if meta is None:
         return
-    try:
-        meta = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise damaged(path, f"not a JSON file ({error})") from error
     names, colours = [name for name, _ in CLASSES], [list(colour) for _, colour in CLASSES]
     for key, wanted in (("classes", names), ("palette_rgb", colours), ("void_index", VOID)):
         if not isinstance(meta, dict) or meta.get(key) != wanted:
-            raise ConfigError(f"{path}: {key} is not {wanted}; set root to the 11-class version of CamVid")
-    manifest, expected = root / "MANIFEST.sha256", meta.get("manifest_sha256")
-    if expected is not None and manifest.is_file() and sha256_file(manifest) != expected:
-        raise damaged(manifest, "not the list that meta.json names", expected)
+            raise ConfigError(
+                f"{root / 'meta.json'}: {key} is not {wanted}; set root to the 11-class version of CamVid"
+            )
+    check_manifest(root, meta)
 
 
 def check_map(path: Path, labels: Image.Image, image: Image.Image) -> None:

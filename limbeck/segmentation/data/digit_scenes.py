@@ -9,9 +9,8 @@ import cv2
 import numpy as np
 
 from limbeck.engine.registry import DATASETS
-from limbeck.engine.scenes import CLASSES, COUNTS, PALETTE, SceneMaker
+from limbeck.engine.scenes import CLASSES, PALETTE, SceneMaker, checked_count
 from limbeck.engine.weights import sha256_json
-from limbeck.errors import ConfigError
 from limbeck.segmentation.data.base import SegmentationDataset
 
 
@@ -45,9 +44,7 @@ class DigitScenes(SegmentationDataset):
         scene_seed: int = 0,
     ) -> None:
         super().__init__(split, size=size, augment=augment, views=views, seed=seed)
-        count = COUNTS[split] if count is None else count
-        if count < 1:
-            raise ConfigError(f"count of {self.name} is at least 1; got {count}")
+        count = checked_count(count, split, self.name)
         self.classes = ["background", *CLASSES]
         self.palette = [(0, 0, 0), *PALETTE]
         self._make = SceneMaker(split, seed=scene_seed, size=self.size)

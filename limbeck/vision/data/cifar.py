@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import PIL
 from PIL import Image, UnidentifiedImageError
 
 from limbeck.engine.data import check_limit, check_split
-from limbeck.engine.data_files import check_labels, damaged, find_folder, read_arrays, usual_folders
+from limbeck.engine.data_files import check_labels, damaged, decoder, find_folder, read_arrays, usual_folders
 from limbeck.engine.registry import DATASETS
 from limbeck.vision.data._cifar_files import CIFAR10_CLASSES, PUBLISHED, SIZE, read_published
 from limbeck.vision.data.base import ArrayDataset, held_out
@@ -97,7 +96,7 @@ class CIFAR10JPEG(ArrayDataset):
 
     def pipeline(self) -> dict[str, Any]:
         """Everything that decides the pixels, with the library that decodes."""
-        return super().pipeline() | {"decoder": f"pillow {PIL.__version__}"}
+        return super().pipeline() | {"decoder": decoder()}
 
 
 def _check_container(path: Path, data: np.ndarray, offsets: np.ndarray, labels: np.ndarray) -> None:
