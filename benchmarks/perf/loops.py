@@ -81,12 +81,13 @@ def every_method(config: PairConfig) -> PairConfig:
 def shipped_pair(name: str, samples: int) -> PairConfig:
     """A shipped config's pair, on so many of its own training images: one epoch, nothing cached, no second student."""
     config = load_pair(name)
-    few = {split: dict(getattr(config.data, split), limit=samples) for split in ("train", "val", "test")}
+    counts = dict(train=samples, val=config.data.batch_size, test=config.data.batch_size)
+    few = {split: dict(getattr(config.data, split), limit=count) for split, count in counts.items()}
     methods = {n: m for n, m in config.methods.items() if not m.companions and m.same_run_as is None}
     return config.model_copy(
         update=dict(
             data=config.data.model_copy(update=few),
-            recipe=config.recipe.model_copy(update=dict(epochs=1)),
+            recipe=config.recipe.model_copy(update=dict(epochs=1, param_scheduler=[])),
             cache=None,
             teacher_of=None,
             methods=methods,
