@@ -1,12 +1,15 @@
 """Choose each method's weight on validation: the same grid, epochs and seeds for every method; test is never looked at.
 
 Usage: python -m benchmarks.select_weights vision/digits --out benchmarks/selection/digits.json
+       python -m benchmarks.select_weights detection/bccd_gfl --factor 0.25 --factor 1 --factor 4 --of-config \
+           --epochs 8 --seeds 1 --out benchmarks/selection/bccd.json
 """
 
 from __future__ import annotations
 
 import json
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import mean
@@ -24,10 +27,13 @@ SEEDS = (100, 101, 102)  # none of the suites' seeds
 AUTHORS = {"KD+LS": 9.0}  # where the authors' weight is not the method's default
 
 
-def scaled(pair: PairConfig, method: str, factor: float) -> PairConfig:
+def scaled(pair: PairConfig, method: str, factor: float, *, of_config: bool = False) -> PairConfig:
     """The pair with one method at `factor` times its authors' weight, whatever the config says now.
 
     A combination, such as KD+ND, has the base method's link first, at its chosen weight; its last link varies.
+
+    Args:
+        of_config: take the config's weight, where that has the authors' one for another size of maps and channels.
     """
     from inspect import signature
 
@@ -37,12 +43,14 @@ def scaled(pair: PairConfig, method: str, factor: float) -> PairConfig:
     link = copy.methods[method].links[-1]
     default = signature(METHODS.lookup(link["type"])).parameters["weight"].default
     weight = AUTHORS.get(method, float(default))
-    link["weight"] = factor * weight
+    link["weight"] = factor * (link.get("weight", weight) if of_config else weight)
     return copy
 
 
-def validate(config: str, method: str, factor: float, seed: int, work: str) -> dict[str, Any]:
-    """Train once; give the validation metric."""
+def validate(
+    config: str, method: str, factor: float, seed: int, work: str, *, epochs: int | None = None, of_config: bool = False
+) -> dict[str, Any]:
+    """Train once, the student for `epochs`; give the validation metric and the weight that it was trained with."""
     from limbeck.engine.run import RunOptions, execute
     from limbeck.engine.single import single_run
     from limbeck.errors import TrainingStopped
@@ -50,8 +58,12 @@ def validate(config: str, method: str, factor: float, seed: int, work: str) -> d
     pair = load_pair(config)
     pair.data.test["limit"] = 10  # a run tests what it saves; nothing here reads the figure
     out = Path(work)
+    weight = None
     if method not in (PLAIN, TEACHER):
-        pair = scaled(pair, method, factor)
+        pair = scaled(pair, method, factor, of_config=of_config)
+        weight = pair.methods[method].links[-1]["weight"]
+    if epochs is not None and method != TEACHER:
+        pair.recipe.epochs = epochs
     run = single_run(pair, method, seed, out)
     if method == TEACHER:
         options = RunOptions(out=out / "runs", records=out / "records", threads=1, latency_ms=0.0)
@@ -63,9 +75,9 @@ def validate(config: str, method: str, factor: float, seed: int, work: str) -> d
     try:
         record = execute(run, options)
     except TrainingStopped as error:
-        return dict(method=method, factor=factor, seed=seed, value=None, stopped=str(error))
+        return dict(method=method, factor=factor, weight=weight, seed=seed, value=None, stopped=str(error))
     assert record is not None
-    return dict(method=method, factor=factor, seed=seed, value=record.val_metrics[pair.metric.primary])
+    return dict(method=method, factor=factor, weight=weight, seed=seed, value=record.val_metrics[pair.metric.primary])
 
 
 def main(
@@ -75,17 +87,22 @@ def main(
     work: Path = Path("out/select"),
     seeds: Annotated[int, typer.Option(help="How many of the selection seeds.")] = len(SEEDS),
     only: Annotated[list[str] | None, typer.Option(help="These methods; the file keeps the others.")] = None,
+    factor: Annotated[list[float] | None, typer.Option(help="Grid, instead of the usual one; repeatable.")] = None,
+    of_config: Annotated[bool, typer.Option(help="Factors of the config's weights, not of the authors'.")] = False,
+    epochs: Annotated[int | None, typer.Option(help="Of every student, instead of the config's.")] = None,
 ) -> None:
     """Run the grid and write every validation value and the choice."""
     pair = load_pair(config)
     methods = [m for m in pair.methods if not only or m in only]
+    factors = tuple(factor or FACTORS)
     before: dict[str, Any] = json.loads(out.read_text()) if only and out.is_file() else dict(chosen={}, runs=[])
     folder = str(work / config.replace("/", "-"))
-    grid = [(m, f, s) for s in SEEDS[:seeds] for m in methods for f in FACTORS]
+    grid = [(m, f, s) for s in SEEDS[:seeds] for m in methods for f in factors]
     grid += [(PLAIN, 1.0, s) for s in SEEDS[:seeds]]
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
         pool.submit(validate, config, TEACHER, 1.0, 0, folder).result()
-        futures = [pool.submit(validate, config, m, f, s, folder) for m, f, s in grid]
+        train = partial(validate, config, work=folder, epochs=epochs, of_config=of_config)
+        futures = [pool.submit(train, m, f, s) for m, f, s in grid]
         rows = []
         for future in futures:
             rows.append(future.result())
@@ -93,10 +110,10 @@ def main(
     chosen = {}
     for method in methods:
         means = {}
-        for factor in FACTORS:
-            values = [r["value"] for r in rows if r["method"] == method and r["factor"] == factor]
+        for f in factors:
+            values = [r["value"] for r in rows if r["method"] == method and r["factor"] == f]
             if None not in values:
-                means[factor] = mean(values)
+                means[f] = mean(values)
         chosen[method] = dict(
             factor=max(means, key=lambda f: means[f]), validation={str(f): round(v, 3) for f, v in means.items()}
         )
@@ -107,6 +124,7 @@ def main(
         dict(
             config=config,
             metric=pair.metric.primary,
+            epochs=epochs or pair.recipe.epochs,
             plain=round(plain, 3),
             chosen={**before["chosen"], **chosen},
             runs=[*kept, *rows],

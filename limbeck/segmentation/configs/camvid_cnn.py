@@ -30,3 +30,4 @@ methods = dict(
     MasKD=dict(links=[dict(type="MasKD", taps=_logits, stage1_iterations=300)]),
     DIST=dict(links=[dict(type="DIST", taps=_logits, weight=1.0, temperature=1.0)]),
 )
+methods["ACAM-KD"] = dict(links=[dict(type="ACAMKD", form="segmentation", taps=_logits)])
