@@ -92,6 +92,8 @@ def main(
     epochs: Annotated[int | None, typer.Option(help="Of every student, instead of the config's.")] = None,
 ) -> None:
     """Run the grid and write every validation value and the choice."""
+    from limbeck.engine.suite import state, trainer
+
     pair = load_pair(config)
     methods = [m for m in pair.methods if not only or m in only]
     factors = tuple(factor or FACTORS)
@@ -100,7 +102,8 @@ def main(
     grid = [(m, f, s) for s in SEEDS[:seeds] for m in methods for f in factors]
     grid += [(PLAIN, 1.0, s) for s in SEEDS[:seeds]]
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        pool.submit(validate, config, TEACHER, 1.0, 0, folder).result()
+        if state(trainer(config, pair, TEACHER, 0), Path(folder) / "records")[0] != "done":
+            pool.submit(validate, config, TEACHER, 1.0, 0, folder).result()
         train = partial(validate, config, work=folder, epochs=epochs, of_config=of_config)
         futures = [pool.submit(train, m, f, s) for m, f, s in grid]
         rows = []
