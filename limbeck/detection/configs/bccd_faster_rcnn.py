@@ -1,7 +1,7 @@
 """BCCD at 256×192: a two-stage teacher, Faster R-CNN on EfficientNet-Lite 0, for the one-stage student of `bccd_gfl`.
 
 Only what looks at pyramids alone can be taught across heads. The two-stage pyramid makes its coarsest map by pooling,
-so FGD and MGD, which tap its convolutions, have three levels. Weights are those of `bccd_gfl`.
+so FGD, which taps its convolutions, has three levels. Weights are those of `bccd_gfl`.
 """
 
 from limbeck.detection.configs._base_.bccd_parts import lite0 as _lite0
@@ -12,15 +12,9 @@ _base_ = ["./_base_/bccd.py"]
 pair = "faster_rcnn_lite0-gfl_resnet18_10"
 title = "BCCD: Faster R-CNN, EfficientNet-Lite 0 → GFL, ResNet-18 of width 10"
 teacher = _lite0("faster_rcnn")
-
-
-def _three_levels(name: str) -> dict:
-    link = _of_gfl[name]["links"][0]
-    return dict(links=[{**link, "taps": link["taps"][:3]}])
-
+_fgd = _of_gfl["FGD"]["links"][0]
 
 methods = {
     **{name: _of_gfl[name] for name in ("FitNet", "CWD", "PKD", "ACAM-KD")},
-    "FGD": _three_levels("FGD"),
-    "MGD": _three_levels("MGD"),
+    "FGD": dict(links=[{**_fgd, "taps": _fgd["taps"][:3]}]),
 }

@@ -2,7 +2,7 @@
 
 Pyramids are on strides 8 to 64, the teacher's of 64 channels and the student's of 24, under heads of two convolutions.
 Weights are the papers' times the factors by which the losses shrink with fewer channels and smaller maps (FGD 4, its
-attention 10, its relation and MGD 87); none was chosen on validation yet.
+attention 10, its relation and MGD 87); none was tuned.
 """
 
 _levels = range(4)
