@@ -13,7 +13,7 @@ benchmark_version = 1
 
 _augment = dict(scale=(0.75, 1.5), flip=True)
 data = dict(
-    train=dict(type="BCCD", split="train", size=_size, augment=_augment, views=8),
+    train=dict(type="BCCD", split="train", size=_size, augment=_augment, views=4),
     val=dict(type="BCCD", split="val", size=_size),
     test=dict(type="BCCD", split="test", size=_size),
     batch_size=8,
