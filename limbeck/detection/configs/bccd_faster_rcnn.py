@@ -4,8 +4,8 @@ Only what looks at pyramids alone can be taught across heads. Weights are those 
 """
 
 from limbeck.detection.configs._base_.bccd_parts import lite0 as _lite0
-from limbeck.detection.configs._base_.gfl_pair import methods as _of_gfl
 from limbeck.detection.configs._base_.gfl_pair import recipe as _recipe
+from limbeck.detection.configs.bccd_gfl import methods as _of_gfl
 
 _base_ = ["./_base_/bccd.py"]
 

@@ -1,4 +1,8 @@
-"""BCCD at 256×192: GFL on EfficientNet-Lite 0 with ImageNet weights teaches one on a ResNet-18 of a sixth's width."""
+"""BCCD at 256×192: GFL on EfficientNet-Lite 0 with ImageNet weights teaches one on a ResNet-18 of a sixth's width.
+
+The teacher's pyramid has no norms above features of ImageNet: its maps have a variance of about 100, where the papers'
+weights are for maps of about 1.
+"""
 
 from limbeck.detection.configs._base_.bccd_parts import lite0 as _lite0
 from limbeck.detection.configs._base_.gfl_pair import methods as _methods
@@ -8,4 +12,4 @@ _base_ = ["./_base_/bccd.py"]
 pair = "efficientnet_lite0-resnet18_10"
 title = "BCCD: GFL, EfficientNet-Lite 0 → ResNet-18 of width 10"
 teacher = _lite0("gfl")
-methods = _methods
+methods = _methods(variance=100.0)

@@ -27,4 +27,4 @@ metric = dict(type="DetectionMetric", primary="mAP")
 student = _student(10, _size)
 teacher = {**_student(10, _size), "base_channels": 32, "channels": 64}
 recipe = _recipe(10)
-methods = _methods
+methods = _methods()

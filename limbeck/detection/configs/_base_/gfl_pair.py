@@ -12,20 +12,27 @@ logits = [(f"cls_logits[{i}]", f"cls_logits[{i}]") for i in _levels]
 boxes = [(f"box_outputs[{i}]", f"box_outputs[{i}]") for i in _levels]
 _stage1 = dict(stage1_iterations=300, stage1_batch_size=8)
 
-methods = {
-    "FitNet": dict(links=[dict(type="FitNet", taps=neck, weight=1.0, bridge=dict(norm_act=False))]),
-    "FGD": dict(
-        links=[dict(type="FGD", taps=before_norm, foreground=4e-3, background=2e-3, attention=5e-3, relation=87 * 5e-6)]
-    ),
-    "MGD": dict(links=[dict(type="MGD", taps=before_norm, weight=87 * 2e-5)]),
-    "CWD": dict(links=[dict(type="CWD", taps=neck, temperature=1.0, weight=10.0)]),
-    "PKD": dict(links=[dict(type="PKD", taps=neck, weight=6.0)]),
-    "DIST": dict(links=[dict(type="DIST", taps=logits, weight=1.0, temperature=1.0, activation="sigmoid")]),
-    "LD": dict(links=[dict(type="LD", taps=[*logits, *boxes], normalise=True)]),
-    "CrossKD": dict(links=[dict(type="CrossKD", taps=neck)]),
-    "MasKD": dict(links=[dict(type="MasKD", form="detection", taps=neck, **_stage1)]),
-    "ACAM-KD": dict(links=[dict(type="ACAMKD", taps=neck, max_tokens=256, **_stage1)]),
-}
+
+def methods(variance: float = 1.0) -> dict:
+    """Every method, by name.
+
+    Args:
+        variance: of the teacher's maps; divides the weights of losses that are squares of their differences.
+    """
+    fgd = dict(foreground=4e-3 / variance, background=2e-3 / variance, attention=5e-3, relation=87 * 5e-6 / variance)
+    links = {
+        "FitNet": dict(type="FitNet", taps=neck, weight=1.0 / variance, bridge=dict(norm_act=False)),
+        "FGD": dict(type="FGD", taps=before_norm, **fgd),
+        "MGD": dict(type="MGD", taps=before_norm, weight=87 * 2e-5 / variance),
+        "CWD": dict(type="CWD", taps=neck, temperature=1.0, weight=10.0),
+        "PKD": dict(type="PKD", taps=neck, weight=6.0),
+        "DIST": dict(type="DIST", taps=logits, weight=1.0, temperature=1.0, activation="sigmoid"),
+        "LD": dict(type="LD", taps=[*logits, *boxes], normalise=True),
+        "CrossKD": dict(type="CrossKD", taps=neck),
+        "MasKD": dict(type="MasKD", form="detection", taps=neck, weight=1.0 / variance, **_stage1),
+        "ACAM-KD": dict(type="ACAMKD", taps=neck, max_tokens=256, weight=1.0 / variance, **_stage1),
+    }
+    return {name: dict(links=[link]) for name, link in links.items()}
 
 
 def student(num_classes: int, size: tuple[int, int], **changes) -> dict:
