@@ -23,6 +23,6 @@ teacher_data = dict(train=dict(type="BCCD", split="train", size=_size, augment=_
 adapter = dict(type="DetectionAdapter")
 metric = dict(type="DetectionMetric", primary="mAP")
 student = _student(3, _size)
-recipe = _recipe(12, 8e-3)
+recipe = _recipe(10, 8e-3)
 teacher_recipe = _recipe(30, 5e-4)
 cache = dict(dtype="float16")
