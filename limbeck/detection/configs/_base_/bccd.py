@@ -1,6 +1,7 @@
 """BCCD at 256×192 and what every pair on it shares: data, metric, student and recipes.
 
-The student's rate was chosen on val among 1, 2, 4, 8 and 16 · 1e-3 for plain training of 16 epochs.
+The student's rate was chosen on val among 1, 2, 4, 8 and 16 · 1e-3 for plain training of 16 epochs; those
+runs were not kept.
 """
 
 from limbeck.detection.configs._base_.bccd_parts import size as _size
