@@ -24,6 +24,7 @@ _SPCONV_OPS = "spconv.pytorch.ops"
 # The helper files import torch, so they are named here and loaded by `install`.
 _OPS_BY_FILE = {
     "_mmcv_boxes": ("bbox_overlaps", "nms", "softnms"),
+    "_mmcv_deform": ("deform_conv_backward_input", "deform_conv_backward_parameters", "deform_conv_forward"),
     "_mmcv_maps": (
         "roi_align_backward",
         "roi_align_forward",

@@ -112,8 +112,8 @@ def test_importing_the_module_loads_neither_torch_nor_mmcv() -> None:
 
 
 def test_unknown_operator_names_itself_and_the_package() -> None:
-    with pytest.raises(NotImplementedError, match=r"'deform_conv_forward'.*compiled package 'mmcv'"):
-        ext.deform_conv_forward(1, key=2)
+    with pytest.raises(NotImplementedError, match=r"'modulated_deform_conv_forward'.*compiled package 'mmcv'"):
+        ext.modulated_deform_conv_forward(1, key=2)
     assert not hasattr(ext, "__file__")
 
 
@@ -331,6 +331,59 @@ def test_roi_align_by_maximum_is_refused() -> None:
 
     with pytest.raises(NotImplementedError, match=r"pool_mode='max'.*'mmcv'"):
         roi_align(torch.rand(1, 1, 4, 4), torch.tensor([[0.0, 0, 0, 2, 2]]), (2, 2), 1.0, 2, "max")
+
+
+def naive_deform_conv(maps, offset, weight, stride, padding, dilation, groups, deform_groups) -> torch.Tensor:
+    """Cell by cell, on tensors, so that autograd differentiates the loops."""
+    (batch, channels, height, width), (outputs, own, kh, kw) = maps.shape, weight.shape
+
+    def pixel(b: int, c: int, y: int, x: int) -> Any:
+        return maps[b, c, y, x] if 0 <= y < height and 0 <= x < width else 0.0
+
+    found = torch.zeros(batch, outputs, *offset.shape[2:], dtype=maps.dtype)
+    for b, o, row, column, k, i, j in np.ndindex(batch, outputs, *offset.shape[2:], own, kh, kw):
+        c = o // (outputs // groups) * own + k
+        first = 2 * (c // (channels // deform_groups) * kh * kw + i * kw + j)
+        y = row * stride[0] - padding[0] + i * dilation[0] + offset[b, first, row, column]
+        x = column * stride[1] - padding[1] + j * dilation[1] + offset[b, first + 1, row, column]
+        top, left = math.floor(y.item()), math.floor(x.item())
+        dy, dx = y - top, x - left
+        value = (1 - dy) * ((1 - dx) * pixel(b, c, top, left) + dx * pixel(b, c, top, left + 1))
+        value = value + dy * ((1 - dx) * pixel(b, c, top + 1, left) + dx * pixel(b, c, top + 1, left + 1))
+        found[b, o, row, column] += weight[o, k, i, j] * value
+    return found
+
+
+@pytest.mark.parametrize(
+    ("stride", "padding", "dilation", "groups", "deform_groups"),
+    [((1, 1), (1, 1), (1, 1), 1, 1), ((2, 1), (0, 2), (1, 2), 2, 1), ((1, 2), (2, 1), (2, 1), 1, 2)],
+)
+def test_deform_conv_and_its_gradients_match_loops(rng, stride, padding, dilation, groups, deform_groups) -> None:
+    from mmcv.ops import deform_conv2d
+
+    size, kernel = (6, 5), (3, 2)
+    sizes = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, p, d, k, s in zip(size, padding, dilation, kernel, stride)]
+    shapes = [(2, 4, *size), (2, 2 * deform_groups * 6, *sizes), (4, 4 // groups, *kernel)]
+    scales = (1.0, 2.0, 1.0)  # offsets reach beyond the map
+    given = [torch.from_numpy(scale * rng.normal(size=shape)) for shape, scale in zip(shapes, scales)]
+    options = (stride, padding, dilation, groups, deform_groups)
+    mine, loops = ([x.clone().requires_grad_() for x in given] for _ in range(2))
+    got, want = deform_conv2d(*mine, *options), naive_deform_conv(*[*loops, *options])
+    torch.testing.assert_close(got, want, atol=1e-12, rtol=0)
+    slope = torch.from_numpy(rng.normal(size=want.shape))
+    for a, b in zip(torch.autograd.grad(got, mine, slope), torch.autograd.grad(want, loops, slope), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-11, rtol=0)
+
+
+def test_deform_conv_without_offsets_is_a_convolution_in_half_precision_too() -> None:
+    from mmcv.ops import DeformConv2d
+
+    layer, x = DeformConv2d(3, 4, 3, padding=1), torch.rand(2, 3, 7, 8)
+    still = torch.zeros(2, 18, 7, 8)
+    want = torch.nn.functional.conv2d(x, layer.weight, padding=1)
+    torch.testing.assert_close(layer(x, still), want)
+    torch.testing.assert_close(layer(x, still.half()).float(), want, atol=5e-3, rtol=0)
+    assert layer(torch.rand(2, 3, 1, 2), torch.zeros(2, 18, 1, 2)).shape == (2, 4, 1, 2)  # smaller than its kernel
 
 
 def naive_focal(logits, target, gamma, alpha, weight=None) -> np.ndarray:

@@ -20,7 +20,9 @@ reported = {
     "CWD": 74.66,
     "CIRKD": 75.42,
     "MasKD": 75.26,
+    "ACAM-KD": 76.21,
 }
 reported_source = (
-    "arXiv 2204.06986 (teacher, plain, SKD, IFVD, CWD, CIRKD: read-me of its code); arXiv 2205.14589 (MasKD)"
+    "arXiv 2204.06986 (teacher, plain, SKD, IFVD, CWD, CIRKD: read-me of its code); arXiv 2205.14589 (MasKD); "
+    "arXiv 2503.06307 (ACAM-KD: as notes on the paper quote it)"
 )

@@ -1,9 +1,9 @@
-"""Cityscapes with the recipe of CIRKD's table (arXiv 2204.06986), which DIST and MasKD share: 40,000 steps of 16 crops.
+"""Cityscapes with the recipe of CIRKD's table (arXiv 2204.06986): 40,000 steps of 16 crops.
 
-A pair's own file adds teacher, student and methods. Differences from the code bases: 250 of the 2,975 training images
-are held out as val, and the last step is taken, not the best on test; test is the official validation set, which the
-published val figures are of, in one scale. DIST's and MasKD's scripts have a weight decay of 5e-4, MasKD's ends at a
-rate of 1e-4.
+DIST, MasKD and ACAM-KD share it. A pair's own file adds teacher, student and methods. Differences from the code bases:
+250 of the 2,975 training images are held out as val, and the last step is taken, not the best on test; test is the
+official validation set, which the published val figures are of, in one scale. DIST's and MasKD's scripts and ACAM-KD's
+paper have a weight decay of 5e-4, and MasKD's ends at a rate of 1e-4.
 """
 
 task = "semantic-segmentation"

@@ -1,7 +1,8 @@
-"""The methods of CIRKD's table (arXiv 2204.06986) with its weights, and DIST and MasKD, for CNNs at output stride 8.
+"""CIRKD's table (arXiv 2204.06986) with its weights, and DIST, MasKD and ACAM-KD, for CNNs at output stride 8.
 
 CIRKD's code adds pixel KD of weight 1 to its own method and to SKD, IFVD and CWD, and to these three an adversarial
-term of weight 0.001. Ignored pixels count in all terms.
+term of weight 0.001. Ignored pixels count in all terms. ACAM-KD (arXiv 2503.06307), published on Cityscapes alone, has
+as many masks as classes.
 """
 
 _FEATURE = [("decode_head.bottleneck", "decode_head.bottleneck")]
@@ -45,4 +46,5 @@ def cnn_methods(classes: int, *, auxiliary: bool, memory: float = 0.1) -> dict:
         "CIRKD": dict(links=[kd, cirkd]),
         "DIST": dict(links=dist),
         "MasKD": dict(links=[dict(type="MasKD", taps=both)]),
+        "ACAM-KD": dict(links=[dict(type="ACAMKD", form="segmentation", taps=_LOGITS, count=classes, weight=1.0)]),
     }
