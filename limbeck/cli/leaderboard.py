@@ -119,6 +119,39 @@ def examples(
 
 
 @app.command()
+def masks(
+    benchmark: str,
+    results: ResultsFolder = RESULTS,
+    runs: Annotated[
+        Path | None, typer.Option(help="Folder of a suite's runs, for teachers that the zoo does not have.")
+    ] = None,
+    out: SiteFolder = SITE,
+    count: Annotated[int, typer.Option(min=1, help="Images of the validation split, drawn at random.")] = 3,
+    pair: Annotated[str | None, typer.Option(help="Only this one.")] = None,
+) -> None:
+    """Train the recorded ACAM-KD run of the lowest seed again and draw its masks over training, for the page.
+
+    Example: limbeck leaderboard masks bccd --results out/bccd/records --runs out/bccd/runs
+    """
+    from limbeck.engine.suite import benchmarks_of
+    from limbeck.leaderboard.masks import draw_masks, plan_masks
+    from limbeck.leaderboard.store import load_results
+    from limbeck.zoo import weight_files
+
+    names = benchmarks_of([benchmark]) or []
+    loaded = load_results(results, benchmarks=names)
+    plans = plan_masks(loaded, names, weights=weight_files(), runs=runs, pair=pair)
+    with _progress(True) as progress:
+        for plan in plans:
+            bar = progress.add_task(plan.record.id, total=None)
+            path, found = draw_masks(plan, out, results=results, count=count, report=partial(_advance, progress, bar))
+            same = "the record's" if found.same_run else f"NOT the record's {found.student_sha256[:12]}…"
+            said = f"{found.record}: the student's sha256 {found.rerun_sha256[:12]}… is {same}"
+            progress.console.print(f"{said}\n{path}", markup=False, highlight=False)
+    typer.echo(f"shown on the page by: limbeck leaderboard build --results {results} --out {out}", err=True)
+
+
+@app.command()
 def compare(
     benchmark: str,
     a: str,

@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from mmengine.hooks import Hook
 from torch.utils.data import DataLoader
 
 from limbeck.engine import cost
@@ -56,6 +57,7 @@ class RunOptions:
     companion_latency_ms: the same of companions, by member.
     resume: go on from the last epoch of an interrupted run.
     drop_other: an interrupted run of another config, in the same folder, is forgotten instead of refused.
+    hooks: further mmengine hooks that look on; one that draws random numbers or changes the model changes the figures.
     """
 
     out: Path
@@ -70,6 +72,7 @@ class RunOptions:
     resume: bool = True
     drop_other: bool = False
     progress: Progress | None = None
+    hooks: Sequence[Hook] = ()
 
 
 def execute(config: RunConfig, options: RunOptions) -> RunRecord | None:
@@ -133,7 +136,7 @@ def _train(config: RunConfig, options: RunOptions, folder: Path, device: torch.d
         raise ConfigError(f"{config.method} keeps several students, and best_val chooses for one; set selection='last'")
     select = SelectHook(facts, config.metric.primary, config.metric.higher_is_better, keep)
     hooks: list[Any] = [StateHook(facts, options.progress), TeacherCheckHook(measure), select]
-    hooks += [LogHook(folder / "log.jsonl"), ResumeHook(folder, facts, digest)]
+    hooks += [LogHook(folder / "log.jsonl"), ResumeHook(folder, facts, digest), *options.hooks]
     if not options.resume:
         (folder / "last.json").unlink(missing_ok=True)
     checkpoint = last_checkpoint(folder, digest, drop_other=options.drop_other)

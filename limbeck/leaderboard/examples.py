@@ -8,34 +8,41 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
 from limbeck.engine.config import PLAIN, TEACHER
 from limbeck.engine.record import Finite, RunRecord, Sha256
-from limbeck.engine.weights import atomic_path, sha256_file, write_json
-from limbeck.errors import ConfigError, UnknownName
-from limbeck.leaderboard.checks import ResultsError, check_apart
+from limbeck.errors import ConfigError
+from limbeck.leaderboard.checks import check_apart
+from limbeck.leaderboard.pictures import (
+    Description,
+    StalePicture,
+    Strict,
+    find_weights,
+    groups_of,
+    picture_files,
+    read_description,
+    save_description,
+    save_picture,
+)
 from limbeck.leaderboard.store import FLAGGED, Group, Results
 
 if TYPE_CHECKING:
-    from limbeck.leaderboard.panels import Legend
+    from limbeck.leaderboard.panel_layout import Legend
 
 FOLDER = "examples"  # of a site
 BEST = "best"
 DRAW_SEED = 0  # of the random draw of images
 Chosen = Literal["random", "difference"]
+WHY: Mapping[Chosen, str] = {"random": "drawn at random", "difference": "among the largest differences"}
+SCORE, IOU = (
+    0.3,
+    0.5,
+)  # in detection: boxes of lower scores are not drawn; an object is found with at least that overlap
 Report = Callable[[int, int], None]
 
 
-class StaleExamples(ResultsError):
-    """A picture beside the page was drawn for other records or weights, or is not whole."""
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Member(_Strict):
+class Member(Strict):
     """One column of predictions: whose weights made it."""
 
     record: str
@@ -44,7 +51,7 @@ class Member(_Strict):
     student_sha256: Sha256
 
 
-class Sample(_Strict):
+class Sample(Strict):
     """One row: a sample of the test split, why it is there, and each member's figures on this sample alone."""
 
     sample: int
@@ -52,13 +59,10 @@ class Sample(_Strict):
     metrics: dict[str, dict[str, Finite]]
 
 
-class Examples(_Strict):
-    """What lies beside a picture as JSON."""
+class Examples(Description):
+    """What lies beside a picture of examples as JSON."""
 
     examples_version: Literal[1] = 1
-    benchmark: str
-    benchmark_version: int
-    pair: str
     task: str
     data: str
     content_hash: str = Field(description="of the test split")
@@ -67,8 +71,6 @@ class Examples(_Strict):
     candidates: int = Field(description="samples of the test split that could be chosen: those that have a figure")
     draw_seed: int = Field(description="of the samples chosen at random, drawn before any prediction is looked at")
     samples: list[Sample]
-    picture_sha256: Sha256
-    size: tuple[int, int] = Field(description="width and height of the picture in pixels")
 
 
 @dataclass(frozen=True)
@@ -143,52 +145,18 @@ def plan_examples(
     """
     from limbeck.leaderboard.panels import PANELS
 
-    groups = [g for name in benchmarks for g in results.benchmark(name)]
-    if pair is not None:
-        known = {g.pair for g in groups}
-        groups = [g for g in groups if g.pair == pair]
-        if not groups:
-            raise UnknownName("pair", pair, known, f"of {', '.join(benchmarks)}")
-    for group in groups:
-        if group.sample.task not in PANELS:
-            raise ConfigError(
-                f"examples are drawn for {', '.join(map(_words, PANELS))}; {group.benchmark} is "
-                f"{_words(group.sample.task)}; name a benchmark of a task that is drawn"
-            )
+    groups = groups_of(results, benchmarks, pair, list(PANELS))
     plans = []
     for group in groups:
         records = compared(group)
-        files = {member: _weights_of(record, weights, runs) for member, record in records.items()}
+        files = {m: find_weights(r.id, r.student_sha256, weights, runs) for m, r in records.items()}
         plans.append(Plan(group, records, files))
     return plans
 
 
-def _words(task: str) -> str:
-    return task.replace("-", " ")
-
-
-def _weights_of(record: RunRecord, weights: Mapping[str, Path], runs: str | Path | None) -> Path:
-    """Raises: ConfigError where neither has them; whether a file is what its record says is checked when it is read."""
-    path = weights.get(record.student_sha256)
-    if path is not None:
-        return path
-    if runs is None:
-        raise ConfigError(
-            f"the zoo has no weights of {record.id}; name the folder of the suite's runs with --runs, such as "
-            f"out/{record.benchmark}/runs"
-        )
-    path = Path(runs) / record.id / "student.safetensors"
-    if not path.is_file():
-        raise ConfigError(
-            f"neither the zoo nor {path} has the weights of {record.id}; run it again, or name other --runs"
-        )
-    return path
-
-
 def example_files(site: str | Path, group: Group) -> tuple[Path, Path]:
     """The picture of a group in a site's folder, and the JSON beside it."""
-    folder = Path(site) / FOLDER / group.benchmark
-    return folder / f"{group.pair}.v{group.version}.png", folder / f"{group.pair}.v{group.version}.json"
+    return picture_files(site, FOLDER, group)
 
 
 def draw_examples(
@@ -198,7 +166,7 @@ def draw_examples(
 
     Args:
         results: the folder of records, which `site` may not lie in.
-        legend: draws named colours, see `limbeck.leaderboard.panels`.
+        legend: draws named colours, see `limbeck.leaderboard.panel_layout`.
         count: images shown; half of them, rounded up, are drawn at random.
         report: gets how many images are done, and of how many.
     Raises: DataMissing, CorruptFile where data or weights are not those of the records; ConfigError for a count that
@@ -215,9 +183,8 @@ def draw_examples(
     heading = f"{plan.group.name}: test split of {sample.data.name}, students of seed {sample.seed}"
     picture = PANELS[sample.task](shown, heading, titles, seen.dataset, legend)
     path, beside = example_files(site, plan.group)
-    with atomic_path(path) as temporary:
-        picture.save(temporary, format="PNG")
-    write_json(beside, _described(plan, shown, seen.candidates, path, picture.size).model_dump(mode="json"))
+    digest = save_picture(picture, path)
+    save_description(_described(plan, shown, seen.candidates, digest, picture.size), beside)
     return path
 
 
@@ -225,7 +192,7 @@ def _title(member: str, record: RunRecord) -> str:
     return {TEACHER: "teacher", PLAIN: "plain student"}.get(member, f"best student: {record.method}")
 
 
-def _described(plan: Plan, shown: Sequence[Any], candidates: int, picture: Path, size: tuple[int, int]) -> Examples:
+def _described(plan: Plan, shown: Sequence[Any], candidates: int, digest: str, size: tuple[int, int]) -> Examples:
     sample = plan.records[PLAIN]
     return Examples(
         benchmark=sample.benchmark,
@@ -239,7 +206,7 @@ def _described(plan: Plan, shown: Sequence[Any], candidates: int, picture: Path,
         candidates=candidates,
         draw_seed=DRAW_SEED,
         samples=[Sample(sample=s.sample, chosen=s.chosen, metrics=s.metrics) for s in shown],
-        picture_sha256=sha256_file(picture),
+        picture_sha256=digest,
         size=size,
     )
 
@@ -254,25 +221,20 @@ def _members(records: Mapping[str, RunRecord]) -> dict[str, Member]:
 def find_examples(group: Group, site: str | Path) -> Examples | None:
     """What a site's folder has for a group; None where nothing was drawn.
 
-    Raises: StaleExamples when a file is not whole, or another record or other weights would be drawn today.
+    Raises: StalePicture when a file is not whole, or another record or other weights would be drawn today.
     """
     picture, beside = example_files(site, group)
-    if not beside.is_file():
-        return None
     again = f"draw them again with: limbeck leaderboard examples {group.benchmark} --pair {group.pair}"
-    try:
-        found = Examples.model_validate_json(beside.read_bytes())
-    except (OSError, ValidationError) as error:
-        raise StaleExamples(f"{beside}: not a whole description of examples, which are not shown; {again}") from error
-    if not picture.is_file() or sha256_file(picture) != found.picture_sha256:
-        raise StaleExamples(f"{picture}: not the picture that its JSON describes, and not shown; {again}")
+    found = read_description(Examples, picture, beside, again)
+    if found is None:
+        return None
     try:
         current = _members(compared(group))
     except ConfigError:  # what was best has left the records
         current = {}
     for member in {**found.members, **current}:
         if found.members.get(member) != current.get(member):
-            raise StaleExamples(
+            raise StalePicture(
                 f"{picture}: drawn for another record or other weights of its {member} member, and not shown; {again}"
             )
     return found

@@ -7,7 +7,7 @@ from typing import Any
 from urllib.parse import quote
 
 from limbeck.engine.config import PLAIN, TEACHER
-from limbeck.leaderboard.examples import BEST, FOLDER, Examples, Sample
+from limbeck.leaderboard.examples import BEST, FOLDER, IOU, SCORE, Examples, Sample
 from limbeck.leaderboard.figures import number
 
 
@@ -33,8 +33,22 @@ def _text(found: Examples) -> str:
         )
     return (
         f"{drawn}. {best.method} has the best mean {metric} on validation; both students are of seed {best.seed}. "
-        f"Last column: green where {best.method} is right and the plain student wrong, red the other way round, grey "
-        "where both are right or both wrong, black where no class is labelled. Figures are of each image alone."
+        f"{_colours(found.task, best.method)} Figures are of each image alone."
+    )
+
+
+def _colours(task: str, best: str) -> str:
+    """What the last column shows."""
+    if task == "object-detection":
+        return (
+            f"Boxes of score {SCORE} or more are drawn in the colour of their class. Last column, the true objects: "
+            f"green where {best} alone found it with a box of its class, of that score and IoU {IOU} or more, red "
+            "where the plain student alone did, grey where both, dashed black where neither; false boxes are not in "
+            "this column."
+        )
+    return (
+        f"Last column: green where {best} is right and the plain student wrong, red the other way round, grey where "
+        "both are right or both wrong, black where no class is labelled."
     )
 
 

@@ -14,9 +14,12 @@ from urllib.parse import quote
 from limbeck import __version__
 from limbeck.errors import OutputError
 from limbeck.leaderboard.checks import check_apart
-from limbeck.leaderboard.examples import StaleExamples, find_examples
+from limbeck.leaderboard.examples import find_examples
+from limbeck.leaderboard.masks import find_masks
 from limbeck.leaderboard.page import group_view, slugs
 from limbeck.leaderboard.page_examples import examples_view
+from limbeck.leaderboard.page_masks import masks_view
+from limbeck.leaderboard.pictures import StalePicture
 from limbeck.leaderboard.stats import CONFIDENCE, MINIMUM_GAP
 from limbeck.leaderboard.store import Group, Results, load_results
 from limbeck.leaderboard.table import build_table, environments, to_json
@@ -53,7 +56,7 @@ def build_site(
     """Build the page of a folder of records; returns the path of its index.html.
 
     The page is made beside `out` and moved into place when it is whole. An older page there is replaced; other files
-    in `out` are left alone. Pictures of examples that `limbeck leaderboard examples` drew there are shown.
+    in `out` are left alone. Pictures that `limbeck leaderboard examples` and `masks` drew there are shown.
 
     Args:
         note: gets one line for each picture that is not shown, for it was drawn for other records.
@@ -66,25 +69,33 @@ def build_site(
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as scratch:
             made = Path(scratch) / "new"
-            examples = [_examples(group, target, note) for group in results]
-            _write(results, made, title, examples)
+            pictures = [_pictures(group, target, note) for group in results]
+            _write(results, made, title, pictures)
             _install(made, target, Path(scratch) / "old")
     except OSError as error:
         raise OutputError(f"cannot write {out}: {error.strerror or error}; choose another --out") from error
     return Path(out) / "index.html"
 
 
-def _examples(group: Group, site: Path, note: Note | None) -> dict[str, Any] | None:
+def _pictures(group: Group, site: Path, note: Note | None) -> dict[str, dict[str, Any] | None]:
+    """What the template shows of a group's pictures, by kind; None where there is none that holds."""
+    return {
+        "examples": _shown(lambda: find_examples(group, site), examples_view, note),
+        "masks": _shown(lambda: find_masks(group, site), masks_view, note),
+    }
+
+
+def _shown(find: Callable[[], Any], view: Callable[[Any], dict[str, Any]], note: Note | None) -> dict[str, Any] | None:
     try:
-        found = find_examples(group, site)
-    except StaleExamples as stale:
+        found = find()
+    except StalePicture as stale:
         if note is not None:
             note(str(stale))
         return None
-    return None if found is None else examples_view(found)
+    return None if found is None else view(found)
 
 
-def _write(results: Results, made: Path, title: str, examples: list[dict[str, Any] | None]) -> None:
+def _write(results: Results, made: Path, title: str, pictures: list[dict[str, Any]]) -> None:
     static = files("limbeck.leaderboard") / "static"
     assets = made / "assets"
     assets.mkdir(parents=True)
@@ -99,10 +110,10 @@ def _write(results: Results, made: Path, title: str, examples: list[dict[str, An
     tables = [build_table(group) for group in results]
     views = []
     (made / "tables").mkdir()
-    for table, slug, pictures in zip(tables, slugs(tables), examples, strict=True):
+    for table, slug, drawn in zip(tables, slugs(tables), pictures, strict=True):
         (made / "tables" / f"{slug}.json").write_text(json.dumps(to_json(table), indent=1) + "\n", encoding="utf-8")
         view = group_view(table, slug, link=lambda identity: f"records/{quote(identity)}.json")
-        views.append(view | {"examples": pictures})
+        views.append(view | drawn)
     (made / "index.html").write_text(_page(results, views, title, len(copied)), encoding="utf-8")
     (made / MANIFEST).write_text("\n".join(["assets", "records", "tables", "index.html"]) + "\n", encoding="utf-8")
 

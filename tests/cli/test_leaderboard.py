@@ -70,7 +70,7 @@ def test_compare_takes_a_variant(results: Path) -> None:
 
 def test_missing_results_are_one_sentence(tmp_path: Path) -> None:
     out = ["--out", tmp_path / "o"]
-    for command in (["show"], ["build", *out], ["examples", "toy", *out], ["compare", "toy", "a", "b"], ["verify"]):
+    for command in (["show"], ["build", *out], ["examples", "toy", *out], ["masks", "toy", *out], ["compare", "toy", "a", "b"], ["verify"]):
         with pytest.raises(NoResults, match="no such folder of records"):
             call(*command, "--results", tmp_path / "absent")
     with pytest.raises(NoResults):
@@ -128,6 +128,6 @@ def test_verify_exit_status(results: Path, tmp_path: Path, monkeypatch: pytest.M
     assert [f["text"] for f in found if f["verdict"] == "off"] == ["off by +1 top1"]
 
 
-@pytest.mark.parametrize("command", ["show", "build", "examples", "compare", "verify", "reproduce"])
+@pytest.mark.parametrize("command", ["show", "build", "examples", "masks", "compare", "verify", "reproduce"])
 def test_help_has_an_example(command: str) -> None:
     assert "Example: limbeck leaderboard" in " ".join(call(command, "--help").split())

@@ -17,7 +17,6 @@ from limbeck.leaderboard.checks import check_apart
 from limbeck.leaderboard.examples import (
     Examples,
     Sample,
-    StaleExamples,
     compared,
     example_files,
     find_examples,
@@ -25,6 +24,7 @@ from limbeck.leaderboard.examples import (
 )
 from limbeck.leaderboard.examples import Member as Column
 from limbeck.leaderboard.page_examples import examples_view
+from limbeck.leaderboard.pictures import StalePicture
 from limbeck.leaderboard.site import build_site
 from limbeck.leaderboard.store import Group, load_results
 from tests.leaderboard.fabricate import fabricate, write_all
@@ -143,7 +143,9 @@ def test_pair_without_a_method_is_one_sentence(tmp_path: Path) -> None:
 
 def test_other_tasks_are_refused_by_name(tmp_path: Path) -> None:
     results = load_results(write_all(tmp_path, [fabricate("plain"), fabricate("KD")]))
-    with pytest.raises(ConfigError, match="drawn for semantic segmentation; toy is image classification; name a"):
+    with pytest.raises(
+        ConfigError, match="drawn for semantic segmentation and object detection; toy is image classification; name a"
+    ):
         plan_examples(results, ["toy"], weights={})
 
 
@@ -243,7 +245,7 @@ def test_worse_method_and_other_test_figures_leave_the_picture(tmp_path: Path) -
 def test_picture_of_a_method_that_left_is_stale(tmp_path: Path) -> None:
     drawn(group_of(tmp_path / "r", scenes()), tmp_path / "site")
     later = group_of(tmp_path / "s", [run("teacher"), run("plain")])
-    with pytest.raises(StaleExamples, match="not shown"):
+    with pytest.raises(StalePicture, match="not shown"):
         find_examples(later, tmp_path / "site")
 
 
@@ -253,14 +255,14 @@ def test_files_that_are_not_whole_are_not_shown(tmp_path: Path) -> None:
     assert find_examples(group, tmp_path / "site") is None
     drawn(group, tmp_path / "site")
     picture.write_bytes(b"another picture")
-    with pytest.raises(StaleExamples, match=r"v1\.png: not the picture that its JSON describes"):
+    with pytest.raises(StalePicture, match=r"v1\.png: not the picture that its JSON describes"):
         find_examples(group, tmp_path / "site")
     picture.unlink()
-    with pytest.raises(StaleExamples, match=r"v1\.png"):
+    with pytest.raises(StalePicture, match=r"v1\.png"):
         find_examples(group, tmp_path / "site")
     for text in ("{", "[]", '{"examples_version": 2}'):
         beside.write_text(text)
-        with pytest.raises(StaleExamples, match=r"v1\.json: not a whole description"):
+        with pytest.raises(StalePicture, match=r"v1\.json: not a whole description"):
             find_examples(group, tmp_path / "site")
 
 

@@ -11,7 +11,8 @@ import torch
 from PIL import Image, ImageFont
 
 from limbeck.leaderboard.example_images import Shown
-from limbeck.leaderboard.panels import DIFFERENCE, GAINED, IGNORE, IGNORED, LETTERS, LOST, SAME, difference
+from limbeck.leaderboard.panel_layout import LETTERS
+from limbeck.leaderboard.panels import DIFFERENCE, GAINED, IGNORE, IGNORED, LOST, SAME, difference
 from limbeck.leaderboard.panels import draw_segmentation as draw
 
 PALETTE = [(10, 20, 30), (200, 30, 220), (250, 240, 10)]

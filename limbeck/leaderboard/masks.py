@@ -1,0 +1,222 @@
+"""Masks of ACAM-KD over training: which run is trained again, its files, and whether they still hold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from limbeck.engine.record import Finite, RunRecord, Sha256
+from limbeck.errors import ConfigError
+from limbeck.leaderboard.checks import check_apart
+from limbeck.leaderboard.pictures import (
+    Description,
+    StalePicture,
+    Strict,
+    find_weights,
+    groups_of,
+    picture_files,
+    read_description,
+    save_description,
+    save_picture,
+)
+from limbeck.leaderboard.store import Group, Results
+
+FOLDER = "masks"  # of a site
+LINK = "ACAMKD"  # the registered method whose masks are drawn
+TASKS = ("semantic-segmentation", "object-detection")
+DRAW_SEED = 0  # of the random draw of images
+SHOWN = (0, 1, 2, 5)  # epochs that are drawn, and the last
+Report = Callable[[int, int], None]
+
+
+class Curves(Strict):
+    """How masks of one kind went, by level, then after every epoch from 0: means over images, masks and positions."""
+
+    change: list[list[Finite]] = Field(description="absolute difference from the masks before the first step")
+    mean: list[list[Finite]]
+
+
+class Masks(Description):
+    """What lies beside a picture of masks as JSON."""
+
+    masks_version: Literal[1] = 1
+    method: str
+    record: str
+    seed: int
+    config_hash: Sha256
+    student_sha256: Sha256 = Field(description="of the record")
+    rerun_sha256: Sha256 = Field(description="of the student that was trained again; the same if it is that very run")
+    data: str
+    split: Literal["val"] = "val"
+    content_hash: str = Field(description="of the split")
+    draw_seed: int = Field(description="of the samples, drawn at random")
+    samples: list[int]
+    epochs: list[int] = Field(description="those drawn; 0 is before the first step")
+    levels: list[str] = Field(description="taps of the student, one a level")
+    finest: int = Field(description="the level that is drawn")
+    map_size: tuple[int, int] = Field(description="height and width of its spatial masks for the first sample")
+    ranges: list[tuple[Finite, Finite]] = Field(
+        description="smallest and largest value of each of its spatial masks over all samples and epochs"
+    )
+    changes: list[Finite] = Field(description="of each of its spatial masks from the start to the end, mean absolute")
+    moved_most: list[int] = Field(description="the spatial masks that are drawn beside the mean of all")
+    curves: dict[str, Curves] = Field(description="by kind: 'spatial' and, where there are such masks, 'channel'")
+
+    @property
+    def same_run(self) -> bool:
+        """Whether the run that the masks are of ended with the record's weights."""
+        return self.rerun_sha256 == self.student_sha256
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Masks to draw: the run to train again, and the files of its teachers by their record ids."""
+
+    group: Group
+    record: RunRecord
+    teachers: Mapping[str, Path]
+
+
+def masked(group: Group) -> RunRecord:
+    """The run whose masks are drawn: the method with an ACAM-KD link, of the lowest seed; variants are left out.
+
+    Raises: ConfigError where there is none, or it has no spatial masks.
+    """
+    for _, seeds in sorted(group.students.items()):
+        record = seeds[min(seeds)]
+        links = [link for link in _model(record).get("links", []) if link.get("type") == LINK]
+        if links and links[0].get("masks", "both") not in ("both", "spatial"):
+            raise ConfigError(f"{record.id} has no spatial masks to draw; run {record.method} with masks='both'")
+        if links:
+            return record
+    raise ConfigError(f"{group.name}: no record of a method with {LINK} masks; run ACAM-KD of the pair first")
+
+
+def _model(record: RunRecord) -> Mapping[str, Any]:
+    return record.config.get("model") or {}
+
+
+def plan_masks(
+    results: Results,
+    benchmarks: Sequence[str],
+    *,
+    weights: Mapping[str, Path],
+    runs: str | Path | None = None,
+    pair: str | None = None,
+) -> list[Plan]:
+    """What is to be drawn for the pairs of some benchmarks that have ACAM-KD; nothing is, unless it can be for all.
+
+    Args:
+        weights: files by sha256, such as the zoo's.
+        runs: folder of a suite's runs, '<record id>/student.safetensors' below it, for weights that are not there.
+        pair: this one alone.
+    Raises: UnknownName for the pair; ConfigError for a task that is not drawn, where no pair has a run with masks, and
+        where a teacher's weights are missing.
+    """
+    found: list[tuple[Group, RunRecord]] = []
+    lacking: list[ConfigError] = []
+    for group in groups_of(results, benchmarks, pair, TASKS):
+        try:
+            found.append((group, masked(group)))
+        except ConfigError as error:
+            lacking.append(error)
+    if lacking and not found:
+        raise lacking[0]
+    return [Plan(group, record, _teachers(record, weights, runs)) for group, record in found]
+
+
+def _teachers(record: RunRecord, weights: Mapping[str, Path], runs: str | Path | None) -> dict[str, Path]:
+    """The files of those frozen members that were trained by runs; the engine finds the others by itself."""
+    found = {}
+    for member in _model(record)["members"].values():
+        scheme, _, identity = (member.get("weights") or "").partition("://")
+        if scheme == "run":
+            found[identity] = find_weights(identity, member.get("sha256"), weights, runs)
+    return found
+
+
+def mask_files(site: str | Path, group: Group) -> tuple[Path, Path]:
+    """The picture of a group in a site's folder, and the JSON beside it."""
+    return picture_files(site, FOLDER, group)
+
+
+def draw_masks(
+    plan: Plan, site: str | Path, *, results: str | Path, count: int = 3, report: Report | None = None
+) -> tuple[Path, Masks]:
+    """Train a planned run again and draw its masks into a site's folder; returns the picture's path and what it says.
+
+    Args:
+        results: the folder of records, which `site` may not lie in.
+        count: images of the validation split.
+        report: gets how many steps of training are done, and of how many.
+    Raises: DataMissing, CorruptFile where data or weights are not those of the record; ConfigError for a count that
+        the split does not have; OutputError.
+    """
+    from limbeck.leaderboard.mask_run import moved_most, movement, train_again
+    from limbeck.leaderboard.panels_masks import draw_masks as draw
+
+    check_apart(site, results)
+    record = plan.record
+    seen = train_again(record, plan.teachers, count, report or (lambda done, total: None))
+    last = len(seen.masks) - 1
+    finest = seen.spatial()
+    chosen = moved_most(finest)
+    epochs = sorted({epoch for epoch in SHOWN if epoch < last} | {last})
+    curves = {kind: Curves(change=change, mean=mean) for kind, (change, mean) in movement(seen.masks).items()}
+    picture = draw(
+        seen, epochs, chosen, curves, f"{plan.group.name}: spatial masks of {record.method}, seed {record.seed}"
+    )
+    path, beside = mask_files(site, plan.group)
+    found = Masks(
+        benchmark=record.benchmark,
+        benchmark_version=record.benchmark_version,
+        pair=record.pair,
+        picture_sha256=save_picture(picture, path),
+        size=picture.size,
+        method=record.method,
+        record=record.id,
+        seed=record.seed,
+        config_hash=record.config_hash,
+        student_sha256=record.student_sha256,
+        rerun_sha256=seen.student_sha256,
+        data=record.data.name,
+        content_hash=seen.content_hash,
+        draw_seed=DRAW_SEED,
+        samples=seen.samples,
+        epochs=epochs,
+        levels=seen.levels,
+        finest=seen.finest,
+        map_size=(finest[0][0].shape[1], finest[0][0].shape[2]),
+        ranges=seen.ranges(),
+        changes=seen.changes(),
+        moved_most=chosen,
+        curves=curves,
+    )
+    save_description(found, beside)
+    return path, found
+
+
+def find_masks(group: Group, site: str | Path) -> Masks | None:
+    """What a site's folder has for a group; None where nothing was drawn.
+
+    Raises: StalePicture when a file is not whole, or another record or other weights would be drawn today.
+    """
+    picture, beside = mask_files(site, group)
+    again = f"draw it again with: limbeck leaderboard masks {group.benchmark} --pair {group.pair}"
+    found = read_description(Masks, picture, beside, again)
+    if found is None:
+        return None
+    try:
+        record = masked(group)
+        current = (record.id, record.config_hash, record.student_sha256)
+    except ConfigError:  # the run has left the records
+        current = None
+    if (found.record, found.config_hash, found.student_sha256) != current:
+        raise StalePicture(
+            f"{picture}: drawn for another record or other weights of {found.record}, and not shown; {again}"
+        )
+    return found

@@ -1,0 +1,62 @@
+"""Runs of a tiny detection pair on digit scenes, trained once for all tests that look at their records and weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+METHODS = ("teacher", "plain", "ACAM-KD")
+EPOCHS = 2
+
+
+def detection_pair() -> Any:
+    """Two epochs on 12 scenes; ACAM-KD on two levels, from a cached teacher."""
+    from limbeck.engine.config import PairConfig, parse
+
+    scenes = {
+        split: dict(type="DigitScenesBoxes", split=split, count=count, size=(64, 64), digits=(1, 3))
+        for split, count in (("train", 12), ("val", 4), ("test", 5))
+    }
+    student = dict(type="ResNetDetector", base_channels=8, channels=8, stacked_convs=1, head="gfl", num_classes=10)
+    student |= dict(input_size=(3, 64, 64), mean=0.5, std=0.5)
+    neck = [(f"neck[{level}]", f"neck[{level}]") for level in (0, 1)]
+    link = dict(type="ACAMKD", taps=neck, count=3, weight=0.1)
+    value = dict(
+        task="object-detection",
+        benchmark="toy-boxes",
+        pair="big-small",
+        data=dict(scenes, batch_size=4, eval_batch_size=4),
+        adapter=dict(type="DetectionAdapter"),
+        metric=dict(type="DetectionMetric", primary="mAP"),
+        student=student,
+        teacher=student | dict(channels=16),
+        recipe=dict(epochs=EPOCHS, optimizer=dict(type="AdamW", lr=2e-3), param_scheduler=[]),
+        methods={"ACAM-KD": dict(links=[link])},
+        cache=dict(dtype="float16"),
+    )
+    return parse(PairConfig, value, "made-up pair")
+
+
+@pytest.fixture(scope="session")
+def digit_runs(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    """`results` and `runs`, the folders of records and weights, and the records by method."""
+    pytest.importorskip("mmdet", reason="the students are mmdetection's networks")
+    from limbeck.engine.config import TrainedTeacher, expand
+    from limbeck.engine.record import RunRecord
+    from limbeck.engine.run import RunOptions, execute
+
+    folder: Path = tmp_path_factory.mktemp("digits")
+    options = RunOptions(folder / "runs", folder / "results", folder / "cache", threads=1, latency_ms=1.0)
+    records: dict[str, RunRecord] = {}
+    for method in METHODS:
+        teacher = records.get("teacher")
+        trained = {} if teacher is None else {"teacher": TrainedTeacher(f"run://{teacher.id}", teacher.student_sha256)}
+        if method == "plain":
+            trained = {}
+        made = execute(expand(detection_pair(), method, 0, trained=trained), options)
+        assert made is not None
+        records[method] = made
+    return SimpleNamespace(results=folder / "results", runs=folder / "runs", records=records)
