@@ -70,7 +70,14 @@ def test_compare_takes_a_variant(results: Path) -> None:
 
 def test_missing_results_are_one_sentence(tmp_path: Path) -> None:
     out = ["--out", tmp_path / "o"]
-    for command in (["show"], ["build", *out], ["examples", "toy", *out], ["masks", "toy", *out], ["compare", "toy", "a", "b"], ["verify"]):
+    for command in (
+        ["show"],
+        ["build", *out],
+        ["examples", "toy", *out],
+        ["masks", "toy", *out],
+        ["compare", "toy", "a", "b"],
+        ["verify"],
+    ):
         with pytest.raises(NoResults, match="no such folder of records"):
             call(*command, "--results", tmp_path / "absent")
     with pytest.raises(NoResults):
