@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from limbeck.errors import ConfigError
+
 if TYPE_CHECKING:
     from limbeck.zoo.card import Card
     from limbeck.zoo.predictor import Predictor
@@ -95,29 +97,40 @@ def predict(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Write all predictions to this JSON file; of a segmentation, the folder that gets its pictures "
-            "(default out/predict)."
+            help="Write all predictions to this JSON file; of a segmentation and a detector, the folder that gets "
+            "pictures (default out/predict)."
         ),
     ] = None,
     top_k: Annotated[
         int | None, typer.Option(min=1, help="Classes listed for each image; default 1, of a segmentation 3.")
+    ] = None,
+    score: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Least score of a detector's boxes; default 0.3.")
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 32,
     invert: Annotated[bool, typer.Option("--invert", help="Swap black and white first: dark ink on paper.")] = False,
     device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "cpu",
     json: JsonOption = False,
 ) -> None:
-    """Say what a student sees in images; a segmentation writes an overlay and a label map of each.
+    """Say what a student sees in images; a segmentation writes an overlay and a label map of each, a detector a
+    picture with labelled boxes and a JSON file of them.
 
-    A segmentation's student gets the whole image, resized; its map is brought back to the image's size by nearest.
+    Both get the whole image, resized; a map is brought back to the image's size by nearest, and boxes to its pixels.
 
     Example: limbeck zoo predict resnet8w4.digits_kd seven.png scans/ --out predictions.json
     """
     from limbeck.engine.weights import write_json
     from limbeck.zoo import Predictor
     from limbeck.zoo.images import image_files
+    from limbeck.zoo.predictor import SCORE
 
-    predictor = Predictor(name, device, batch_size, top_k=top_k or 1, invert=invert)
+    predictor = Predictor(
+        name, device, batch_size, top_k=top_k or 1, invert=invert, score=SCORE if score is None else score
+    )
+    _check_options(predictor.card, top_k, score)
+    if predictor.card.detects:
+        _predict_boxes(predictor, paths, out or Path("out/predict"), json=json)
+        return
     if predictor.card.segments:
         _predict_maps(predictor, paths, out or Path("out/predict"), top_k or 3, json=json)
         return
@@ -152,6 +165,33 @@ def _predict_maps(predictor: Predictor, paths: list[Path], out: Path, top: int, 
     typer.echo(f"{len(rows)} overlays and label maps in {out}", err=True)
 
 
+def _check_options(card: Card, top_k: int | None, score: float | None) -> None:
+    if card.detects and top_k is not None:
+        raise ConfigError(f"--top-k is of classes, and {card.name} is a detector; leave out boxes by --score instead")
+    if not card.detects and score is not None:
+        raise ConfigError(f"--score is of a detector's boxes, and {card.name} is of {card.task}; leave it out")
+
+
+def _predict_boxes(predictor: Predictor, paths: list[Path], out: Path, *, json: bool) -> None:
+    """Write picture and boxes of a detector, and print a line, or a JSON object, for each image."""
+    from limbeck.engine.output import check_output
+    from limbeck.zoo.boxes import BOXES, write_boxes
+    from limbeck.zoo.overlay import OVERLAY, plan_outputs
+
+    plan = plan_outputs(paths, out, (OVERLAY, BOXES))
+    check_output(out)
+    rows = []
+    for found, (_, stem) in zip(_with_bar(predictor, [file for file, _ in plan]), plan):
+        rows.append(write_boxes(found, stem))
+        if not json:
+            counts = [f"{label} {count}" for label, count in found.counts.items()]
+            typer.echo("\t".join([str(found.source), *(counts or ["nothing found"])]))
+    if json:
+        _print_json(rows)
+    else:
+        typer.echo(f"{len(rows)} pictures and JSON files of boxes in {out}", err=True)
+
+
 def _with_bar(predictor: Predictor, files: list[Path]) -> Iterable[Any]:
     """Predictions one by one, with a bar on a terminal where they are many."""
     from rich.console import Console
@@ -180,6 +220,8 @@ def export(
     if report.max_difference is not None:
         what = f"{report.samples} {report.inputs} images"
         typer.echo(f"largest difference from torch on {what}: {report.max_difference:.1e}")
+    if len(report.outputs) > 1:
+        typer.echo(f"outputs: {', '.join(report.outputs)}")
 
 
 @app.command()

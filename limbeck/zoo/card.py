@@ -12,8 +12,9 @@ from limbeck.engine.record import Finite, Sha256, Task
 from limbeck.errors import CorruptFile
 
 CARD_VERSION = 1
-MAX_BYTES = 8_000_000  # of one weight file: the small students travel inside the package
+MAX_BYTES = 10_000_000  # of one weight file: the small students travel inside the package
 SEGMENTATION = "semantic-segmentation"
+DETECTION = "object-detection"
 Byte = Annotated[int, Field(ge=0, le=255)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)+$")]
 
@@ -70,10 +71,10 @@ class Card(_Strict):
     model: dict[str, Any] = Field(description="config of the architecture, for the registry of models")
     teacher: str | None = Field(None, description="name of the teacher, with its tag where its record is known")
     dataset: DatasetCard
-    classes: tuple[str, ...] = Field(min_length=1, description="in the order of the logits")
+    classes: tuple[str, ...] = Field(min_length=1, description="in the order of the logits, or of a detector's labels")
     palette: tuple[tuple[Byte, Byte, Byte], ...] | None = Field(
         None,
-        description="RGB of each class in pictures of a segmentation; None, and not in the file, for other tasks",
+        description="RGB of each class in pictures of class maps and boxes; None, and not in the file, for other tasks",
         exclude_if=lambda value: value is None,
     )
     preprocessing: Preprocessing
@@ -100,18 +101,26 @@ class Card(_Strict):
     def _draws(self) -> Self:
         if self.palette is not None and len(self.palette) != len(self.classes):
             raise ValueError(f"palette has {len(self.palette)} colours for {len(self.classes)} classes")
-        if self.segments and self.palette is None:
-            raise ValueError("a segmentation student needs a palette, one RGB colour a class")
-        if self.segments and len(set(self.classes)) != len(self.classes):
-            raise ValueError("a segmentation student needs a name of its own for each class")
-        if self.segments and self.preprocessing.crop_pct is not None:
-            raise ValueError("a segmentation student takes the whole image; crop_pct must be null")
+        if not (self.segments or self.detects):
+            return self
+        kind = "a detector" if self.detects else "a segmentation student"
+        if self.palette is None:
+            raise ValueError(f"{kind} needs a palette, one RGB colour a class")
+        if len(set(self.classes)) != len(self.classes):
+            raise ValueError(f"{kind} needs a name of its own for each class")
+        if self.preprocessing.crop_pct is not None:
+            raise ValueError(f"{kind} takes the whole image; crop_pct must be null")
         return self
 
     @property
     def segments(self) -> bool:
         """Whether the student labels pixels: logits (B, K, H, W) instead of (B, K)."""
         return self.task == SEGMENTATION
+
+    @property
+    def detects(self) -> bool:
+        """Whether the student finds boxes: the raw outputs of its head's levels instead of logits (B, K)."""
+        return self.task == DETECTION
 
     @property
     def value(self) -> float:

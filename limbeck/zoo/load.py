@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 def load_student(name: str, *, device: str = "cpu", zoo_dir: str | Path | None = None) -> nn.Module:
     """A student of the zoo in eval mode, with its `card`, and `preprocess`: an image to its input (1, C, H, W).
 
+    A detector gives the raw outputs of its head, as `limbeck.detection.models` says; `Predictor` makes boxes of them.
+
     Args:
         device: 'cpu', 'cuda', 'cuda:N' or 'auto'; `preprocess` gives tensors on the CPU.
         zoo_dir: a folder with cards/ and weights/ instead of $LIMBECK_ZOO and the shipped zoo.

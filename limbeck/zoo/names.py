@@ -14,7 +14,8 @@ def architecture_name(config: Mapping[str, Any]) -> str:
 
     'resnet8w4' for a CIFARResNet of depth 8 and width 4, 'resnet20' with the usual width; timm's name for timm's;
     'segformer_w16', 'mobilenetv2_050' and 'tf_efficientnet_lite0_deeplabv3plus' for segmentors, whose head is named
-    where it is not SegFormer's; 'resnetv1c18_aspp' for mmsegmentation's own configs.
+    where it is not SegFormer's; 'resnetv1c18_aspp' for mmsegmentation's own configs. Detectors begin with their head:
+    'gfl_resnet18w10', 'faster_rcnn_lite0', 'retinanet_mobilenetv2_050'; 'fcos_resnet50' for mmdetection's own configs.
     """
     kind = str(config["type"])
     if kind == "CIFARResNet":
@@ -32,7 +33,23 @@ def architecture_name(config: Mapping[str, Any]) -> str:
         return f"{_word(str(config['model']).split('.')[0])}{_head(config)}"
     if kind == "mmseg":
         return _openmmlab(config["config"])
-    return _word(kind.lower())
+    return _detector(kind, config) or _word(kind.lower())
+
+
+def _detector(kind: str, config: Mapping[str, Any]) -> str | None:
+    """Head and backbone; None for what is no detector."""
+    head = _word(str(config.get("head", "gfl")))
+    if kind == "ResNetDetector":
+        width = config.get("base_channels", 64)
+        return f"{head}_resnet{config.get('depth', 18)}{'' if width == 64 else f'w{width}'}"
+    if kind == "MobileNetV2Detector":
+        return f"{head}_mobilenetv2_{round(100 * config.get('width', 0.5)):03d}"
+    if kind == "TimmDetector":
+        return f"{head}_{_word(str(config['model']).split('.')[0].removeprefix('tf_efficientnet_'))}"
+    if kind == "mmdet":
+        backbone = config["config"]["backbone"]
+        return _word(f"{config['config']['type']}_{backbone['type']}{backbone.get('depth', '')}".lower())
+    return None
 
 
 def _head(config: Mapping[str, Any]) -> str:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from limbeck.zoo.predictor import SegmentationPrediction
 
 Colour = tuple[int, int, int]
+OVERLAY, LABELS = "_overlay.png", "_labels.png"
 OPACITY = 0.5  # of the colours over the image
 READABLE = 256  # pixels; smaller images are drawn larger, by a whole factor
 INK, PAPER, FRAME = (32, 32, 32), (255, 255, 255), (128, 128, 128)
@@ -79,11 +80,15 @@ def draw_legend(entries: Sequence[tuple[str, Colour]], width: int, size: int) ->
     return page
 
 
-def plan_outputs(paths: Sequence[Path], out: Path) -> list[tuple[Path, Path]]:
-    """Every image of these files and folders, and the path in `out` that its two pictures' names begin with.
+def plan_outputs(
+    paths: Sequence[Path], out: Path, endings: Sequence[str] = (OVERLAY, LABELS)
+) -> list[tuple[Path, Path]]:
+    """Every image of these files and folders, and the path in `out` that names of what is written for it begin with.
 
     A folder's images keep their places below it. Of several images of one name the later ones are numbered.
 
+    Args:
+        endings: of those names.
     Raises: UserError for a folder without images, or when a picture would take the place of an image.
     """
     plan: list[tuple[Path, Path]] = []
@@ -98,15 +103,15 @@ def plan_outputs(paths: Sequence[Path], out: Path) -> list[tuple[Path, Path]]:
                 stem = wanted.with_name(f"{wanted.name}_{number}")
             plan.append((file, stem))
     images = {file.resolve() for file, _ in plan}
-    for picture in (picture for _, stem in plan for picture in picture_paths(stem)):
+    for picture in (with_ending(stem, ending) for _, stem in plan for ending in endings):
         if picture.resolve() in images:
             raise UserError(f"{picture} is an image to predict and would be overwritten; choose another --out")
     return plan
 
 
-def picture_paths(stem: Path) -> tuple[Path, Path]:
-    """Overlay and label map, '<stem>_overlay.png' and '<stem>_labels.png'."""
-    return stem.with_name(f"{stem.name}_overlay.png"), stem.with_name(f"{stem.name}_labels.png")
+def with_ending(stem: Path, ending: str) -> Path:
+    """'out/a.v2' and '_overlay.png' give 'out/a.v2_overlay.png'."""
+    return stem.with_name(stem.name + ending)
 
 
 def write_pictures(prediction: SegmentationPrediction, stem: Path) -> dict[str, Any]:
@@ -117,7 +122,7 @@ def write_pictures(prediction: SegmentationPrediction, stem: Path) -> dict[str, 
     Returns: the prediction as JSON values, with the paths `overlay` and `labels`.
     Raises: OutputError where they cannot be written.
     """
-    overlay, labels = picture_paths(stem)
+    overlay, labels = with_ending(stem, OVERLAY), with_ending(stem, LABELS)
     for path, picture in ((overlay, prediction.overlay()), (labels, Image.fromarray(prediction.map))):
         with atomic_path(path) as temporary:
             picture.save(temporary, format="PNG")

@@ -1,7 +1,8 @@
-"""Predict: images in; labels and probabilities out, or a class for every pixel."""
+"""Predict: images in; labels and probabilities out, a class for every pixel, or boxes."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -13,12 +14,15 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from limbeck.errors import ConfigError, UserError
+from limbeck.engine.registry import ADAPTERS
+from limbeck.errors import ConfigError, ShapeMismatch, UserError
 from limbeck.zoo.images import Preprocess, image_files, match_channels, to_pixels
 from limbeck.zoo.load import load_student
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+SCORE = 0.3  # of a detection that is shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,21 +71,73 @@ class SegmentationPrediction:
         """
         from limbeck.zoo.overlay import draw_overlay
 
-        pixels, white = to_pixels(self.image)
-        rgb = match_channels(pixels.float() * (255.0 / white), 3)[0].round().to(torch.uint8)
-        colours = dict(zip(self.classes, self.palette))
-        return draw_overlay(rgb.permute(1, 2, 0).contiguous().numpy(), self.map, self.shares, colours)
+        return draw_overlay(_rgb(self.image), self.map, self.shares, dict(zip(self.classes, self.palette)))
 
     def to_dict(self) -> dict[str, Any]:
         """The prediction as JSON values, without the map: source, (height, width), shares."""
         return dict(source=self.source, size=list(self.map.shape), shares=self.shares)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class DetectionPrediction:
+    """The N objects that a detector finds in one image, surest first.
+
+    source: the path as given, or the image's place in the input.
+    size: the image's height and width, upright.
+    boxes: float32 (N, 4), x1 y1 x2 y2 in pixels of the image at that size.
+    labels, scores: of each box its class, and how sure the detector is, float32 (N,) from 0 to 1.
+    classes, palette: of the student; one RGB colour a class.
+    image: the path, which `overlay` reads again, or a copy of the pixels (1, C, H, W).
+    """
+
+    source: str | int
+    size: tuple[int, int]
+    boxes: np.ndarray
+    labels: tuple[str, ...]
+    scores: np.ndarray
+    classes: tuple[str, ...] = field(repr=False)
+    palette: tuple[tuple[int, int, int], ...] = field(repr=False)
+    image: Any = field(repr=False)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Class → how many, most first; classes that do not occur are left out."""
+        return dict(Counter(self.labels).most_common())
+
+    def overlay(self) -> Image:
+        """The image under its boxes in their classes' colours, with labels and scores.
+
+        Small images are drawn larger.
+
+        Raises: UserError when the image's file is gone, ShapeMismatch when the image has changed its size.
+        """
+        from limbeck.zoo.boxes import draw_boxes
+
+        pixels = _rgb(self.image)
+        if pixels.shape[:2] != self.size:
+            raise ShapeMismatch(
+                f"{self.source} has {pixels.shape[:2]} pixels, and boxes are of an image of {self.size}; "
+                "predict the image again if it has changed since"
+            )
+        colours = dict(zip(self.classes, self.palette))
+        texts = [f"{label} {score:.2f}" for label, score in zip(self.labels, self.scores)]
+        return draw_boxes(pixels, self.boxes, texts, [colours[label] for label in self.labels])
+
+    def to_dict(self) -> dict[str, Any]:
+        """The prediction as JSON values: source, (height, width), and of each detection box, label and score."""
+        rows = zip(self.boxes.tolist(), self.labels, self.scores.tolist())
+        found = [dict(box=box, label=label, score=score) for box, label, score in rows]
+        return dict(source=self.source, size=list(self.size), detections=found)
+
+
+AnyPrediction = Prediction | SegmentationPrediction | DetectionPrediction
+
+
 class Predictor:
     """A student and its preprocessing.
 
-    A student of segmentation gets the whole image, resized to its card's height and width whatever the image's shape,
-    and its class map is brought back to the image's own size by nearest.
+    Students of segmentation and detectors get the whole image, resized to their card's height and width whatever the
+    image's shape. A class map is brought back to the image's own size by nearest, and boxes to its pixels.
 
     Args:
         name: of the student.
@@ -89,6 +145,7 @@ class Predictor:
         batch_size: images at a time.
         top_k: classes listed in each prediction; a segmentation has the shares of all.
         invert: swap black and white first.
+        score: detections that score less are left out; those under the detector's `score_thr`, mostly 0.05, always are.
     Raises: UnknownName with near names; CorruptFile.
     """
 
@@ -100,18 +157,22 @@ class Predictor:
         *,
         top_k: int = 5,
         invert: bool = False,
+        score: float = SCORE,
         zoo_dir: str | Path | None = None,
     ) -> None:
         if batch_size < 1 or top_k < 1:
             raise ConfigError(f"batch_size and top_k are at least 1; got {batch_size} and {top_k}")
+        if not 0 <= score <= 1:
+            raise ConfigError(f"score is from 0 to 1, the least of a detection; got {score:g}")
         self.model = load_student(name, device=device, zoo_dir=zoo_dir)
         self.card: Any = self.model.card
         self.device = next(self.model.parameters()).device
         self.batch_size = batch_size
         self.top_k = min(top_k, len(self.card.classes))
         self.preprocess = Preprocess(self.card.preprocessing, invert=invert)
+        self.score = score
 
-    def __call__(self, images: Any) -> list[Prediction | SegmentationPrediction]:
+    def __call__(self, images: Any) -> list[AnyPrediction]:
         """Predictions for one image or many, in their order; see `Preprocess` for what an image is.
 
         A numpy array (B, H, W, C) and a tensor (B, C, H, W) are many.
@@ -124,18 +185,21 @@ class Predictor:
             return list(self.stream(images))
         return list(self.stream([images]))
 
-    def predict_folder(self, folder: str | Path) -> list[Prediction | SegmentationPrediction]:
+    def predict_folder(self, folder: str | Path) -> list[AnyPrediction]:
         """Predictions for every image in a folder and below it, by path.
 
         Raises: UserError when there is none, or for one that cannot be read.
         """
         return list(self.stream(image_files(folder)))
 
-    def stream(self, images: Iterable[Any]) -> Iterator[Prediction | SegmentationPrediction]:
+    def stream(self, images: Iterable[Any]) -> Iterator[AnyPrediction]:
         """Predictions one by one, as batches are done."""
         places = enumerate(images)
         while batch := list(islice(places, self.batch_size)):
-            yield from self._segment(batch) if self.card.segments else self._predict(batch)
+            if self.card.detects:
+                yield from self._detect(batch)
+            else:
+                yield from self._segment(batch) if self.card.segments else self._predict(batch)
 
     def _predict(self, batch: list[tuple[int, Any]]) -> Iterator[Prediction]:
         inputs = [self._input(place, image) for place, image in batch]
@@ -149,13 +213,9 @@ class Predictor:
             yield Prediction(source, classes[found[0]], found[0], row[0], top)
 
     def _segment(self, batch: list[tuple[int, Any]]) -> Iterator[SegmentationPrediction]:
-        inputs, kept = [], []
-        for place, image in batch:
-            pixels = self._pixels(place, image)
-            inputs.append(self._input(place, pixels))
-            kept.append((tuple(pixels.shape[-2:]), image if isinstance(image, (str, Path)) else pixels.clone()))
+        inputs, kept = self._read(batch)
         with torch.inference_mode():
-            maps = self.model(torch.cat(inputs).to(self.device)).argmax(1).to(torch.uint8).cpu()
+            maps = self.model(inputs).argmax(1).to(torch.uint8).cpu()
         classes = self.card.classes
         for (place, image), small, (size, again) in zip(batch, maps, kept):
             full = F.interpolate(small[None, None], size=size, mode="nearest-exact")[0, 0].numpy()
@@ -163,6 +223,31 @@ class Predictor:
             order = np.argsort(-counts, kind="stable")
             shares = {classes[i]: float(counts[i] / full.size) for i in order if counts[i]}
             yield SegmentationPrediction(_source(place, image), full, shares, classes, self.card.palette, again)
+
+    def _detect(self, batch: list[tuple[int, Any]]) -> Iterator[DetectionPrediction]:
+        inputs, kept = self._read(batch)
+        adapter: Any = ADAPTERS.make(dict(type="DetectionAdapter"))
+        with torch.inference_mode():
+            (found,) = adapter.predict(self.model, inputs, adapter.batch(inputs, None))
+        classes, side = self.card.classes, np.array(inputs.shape[-2:])
+        for row, ((place, image), (size, again)) in enumerate(zip(batch, kept)):
+            chosen = (found["pred"][row] >= 0) & (found["scores"][row] >= self.score)
+            back = np.tile((np.array(size) / side)[::-1], 2)
+            boxes = (found["boxes"][row][chosen].numpy() * back).clip(0, np.tile(size[::-1], 2)).astype(np.float32)
+            labels = tuple(classes[label] for label in found["pred"][row][chosen].tolist())
+            scores = found["scores"][row][chosen].numpy()
+            yield DetectionPrediction(
+                _source(place, image), size, boxes, labels, scores, classes, self.card.palette, again
+            )
+
+    def _read(self, batch: list[tuple[int, Any]]) -> tuple[torch.Tensor, list[tuple[tuple[int, int], Any]]]:
+        """The network's input, and of each image its height and width and what it can be drawn from later."""
+        inputs, kept = [], []
+        for place, image in batch:
+            pixels = self._pixels(place, image)
+            inputs.append(self._input(place, pixels))
+            kept.append((tuple(pixels.shape[-2:]), image if isinstance(image, (str, Path)) else pixels.clone()))
+        return torch.cat(inputs).to(self.device), kept
 
     def _pixels(self, place: int, image: Any) -> torch.Tensor:
         with _placed(place, image):
@@ -186,6 +271,13 @@ def _placed(place: int, image: Any) -> Iterator[None]:
         if isinstance(image, (str, Path)):
             raise
         raise UserError(f"image {place}: {error}") from error
+
+
+def _rgb(image: Any) -> np.ndarray:
+    """An image as uint8 (H, W, 3)."""
+    pixels, white = to_pixels(image)
+    rgb = match_channels(pixels.float() * (255.0 / white), 3)[0].round().to(torch.uint8)
+    return rgb.permute(1, 2, 0).contiguous().numpy()
 
 
 def _source(place: int, image: Any) -> str | int:

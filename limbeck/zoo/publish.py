@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from limbeck.engine.record import RunRecord, read_record
 from limbeck.engine.weights import atomic_path, check_sha256, load_into, write_json
 from limbeck.errors import ConfigError, UnknownName
-from limbeck.zoo.card import MAX_BYTES, SEGMENTATION, Card, DatasetCard, Preprocessing, read_card
+from limbeck.zoo.card import DETECTION, MAX_BYTES, SEGMENTATION, Card, DatasetCard, Preprocessing, read_card
 from limbeck.zoo.index import CARDS, SHIPPED, WEIGHTS, own_zoo
 from limbeck.zoo.names import student_name, teacher_name
 
@@ -102,14 +102,14 @@ DATA_TERMS: Mapping[str, DataTerms] = {
     "bccd": DataTerms(
         licence="MIT",
         source="BCCD, microscope images of blood cells",
-        pixels="RGB",
+        pixels="RGB; the whole image is resized, and boxes are brought back to the image's size",
         use="Finding red cells, white cells and platelets in a blood smear; teaching, and comparing methods.",
         limits="No medical device; red cells are not all annotated, so it misses some; other images get boxes too.",
     ),
     "digit-scenes-boxes": DataTerms(
         licence="CC-BY-4.0",
         source="scenes made from scikit-learn's copy of the UCI data set Optical Recognition of Handwritten Digits",
-        pixels="RGB",
+        pixels="RGB; the whole image is resized, and boxes are brought back to the image's size",
         use="Finding handwritten digits over textures; teaching, tests, and comparing methods.",
         limits="Knows made-up scenes of 8 × 8 digits; any other image gets boxes too.",
     ),
@@ -157,7 +157,8 @@ def add_student(
         name: '<architecture>.<tag>'; made from the record where not given.
         zoo_dir: the folder that gets cards/<name>.json and weights/; $LIMBECK_ZOO or the shipped zoo where not given.
     Raises: CorruptFile when the weights are not those of the record, or do not fit its model; ConfigError for a record
-        that is not 'ok', a file over 8 MB, a data set whose licence is not known here, or a name that another run has.
+        that is not 'ok', a file over 10 MB, a data set whose licence is not known here, a name that another run has,
+        or a detector that was tested on images of several sizes.
     """
     found = record if isinstance(record, RunRecord) else read_record(record)
     source = Path(weights)
@@ -200,7 +201,9 @@ def _card(record: RunRecord, weights: Path, name: str) -> Card:
     model = _built(config, weights, record)
     terms = DATA_TERMS[record.data.name]
     test = _without_place(record.config["data"]["test"])
-    pictures = DATASETS.make(test, where=f"in the record {record.id}") if record.task == SEGMENTATION else None
+    drawn = record.task in (SEGMENTATION, DETECTION)
+    pictures = DATASETS.make(test, where=f"in the record {record.id}") if drawn else None
+    size = None if pictures is None else _size(record, pictures)
     environment = record.environment
     commit = (
         f" ({environment.git_commit[:12]}{', changed' if environment.git_dirty else ''})"
@@ -226,8 +229,8 @@ def _card(record: RunRecord, weights: Path, name: str) -> Card:
                 test=test,
             ),
             classes=_classes(record, test, model),
-            palette=None if pictures is None else tuple(pictures.palette),
-            preprocessing=_preprocessing(model, test, terms, None if pictures is None else pictures.size),
+            palette=None if pictures is None else tuple(tuple(colour) for colour in pictures.palette),
+            preprocessing=_preprocessing(model, test, terms, size),
             metrics=record.metrics,
             primary_metric=record.primary_metric,
             record=record.id,
@@ -261,7 +264,7 @@ def _without_place(test: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _classes(record: RunRecord, test: dict[str, Any], model: nn.Module) -> tuple[str, ...]:
-    """Class names in the order of the logits: the record's, else those of the data set."""
+    """Class names in the order of the logits, or of a detector's labels: the record's, else those of the data set."""
     import torch
 
     from limbeck.engine.registry import DATASETS
@@ -269,11 +272,25 @@ def _classes(record: RunRecord, test: dict[str, Any], model: nn.Module) -> tuple
     names = record.data.classes or next(iter(record.per_class.values()), None)
     if names is None:
         names = DATASETS.make(test, where=f"in the record {record.id}").classes
-    with torch.inference_mode():
-        logits = model.eval()(torch.zeros(1, *cast(Any, model.input_size))).shape[1]
+    if record.task == DETECTION:
+        logits = int(cast(Any, model).num_classes)
+    else:
+        with torch.inference_mode():
+            logits = model.eval()(torch.zeros(1, *cast(Any, model.input_size))).shape[1]
     if len(names) != logits:
         raise ConfigError(f"the record {record.id} names {len(names)} classes, but its student has {logits} logits")
     return tuple(names)
+
+
+def _size(record: RunRecord, pictures: Any) -> tuple[int, int]:
+    """Height and width of all test images."""
+    size = getattr(pictures, "size", None)
+    if size is None:
+        raise ConfigError(
+            f"the record {record.id} is of images of several sizes, and the zoo resizes each image to one; "
+            f"publish a student that was tested at one size, which {record.data.name} does not have"
+        )
+    return size
 
 
 def _preprocessing(

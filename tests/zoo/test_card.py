@@ -39,7 +39,7 @@ def test_card_is_frozen(card_file):
         (dict(name="no tag"), "name: "),
         (dict(file="../student.safetensors"), "file: "),
         (dict(file="student.pth"), "file: "),
-        (dict(file_bytes=8_000_001), "file_bytes: "),
+        (dict(file_bytes=10_000_001), "file_bytes: "),
         (dict(sha256="abc"), "sha256: "),
         (dict(metrics=dict(top1=float("nan"))), "metrics.top1: .*finite"),
         (dict(metrics=dict(nll=1.0)), "lack the primary"),

@@ -149,8 +149,8 @@ def test_classes_come_from_the_data_where_the_record_has_none(tmp_path, weights)
 
 def test_big_file_is_refused(tmp_path):
     path = tmp_path / "big.safetensors"
-    path.write_bytes(b"\0" * 8_000_001)
-    with pytest.raises(ConfigError, match=r"big\.safetensors: 8\.0 MB; the zoo takes weight files up to 8 MB"):
+    path.write_bytes(b"\0" * 10_000_001)
+    with pytest.raises(ConfigError, match=r"big\.safetensors: 10\.0 MB; the zoo takes weight files up to 10 MB"):
         add_student(fabricate(sha256_file(path)), path, zoo_dir=tmp_path)
 
 
