@@ -99,7 +99,7 @@ def demo(
 ) -> None:
     """Distil on real handwritten digits, show the tables, and write a page.
 
-    Scenes of digits are segmented too where the extra 'segmentation' is installed.
+    Scenes of digits are segmented and detected too where the extras 'segmentation' and 'detection' are installed.
 
     Example: limbeck demo --seeds 2
     """

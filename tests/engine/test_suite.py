@@ -296,10 +296,11 @@ def test_extra_that_there_is_none_of_is_refused(tmp_path):
         load_suite(write_suite(tmp_path, text))
 
 
-def test_every_group_on_mmsegmentation_names_its_extra():
+def test_every_group_on_openmmlab_s_networks_names_its_extra():
     groups = {g.config: g for g in load_suite("demo").groups}
     assert groups["vision/digits"].extra is None
     assert groups["segmentation/digit_demo"].extra == "segmentation"
+    assert groups["detection/digit_demo"].extra == "detection"
 
 
 # --- resolve ---
@@ -417,6 +418,7 @@ def test_damaged_record_is_said_and_not_taken_for_missing(tmp_path, suite):
 def test_benchmarks_of_a_suite_are_its_groups_and_other_names_stay():
     from limbeck.engine.suite import benchmarks_of
 
-    assert benchmarks_of(["demo"]) == ["digits", "digit-scenes-demo"]
-    assert benchmarks_of(["demo", "digits", "elsewhere"]) == ["digits", "digit-scenes-demo", "elsewhere"]
+    found = ["digits", "digit-scenes-demo", "digit-scenes-boxes-demo"]
+    assert benchmarks_of(["demo"]) == found
+    assert benchmarks_of(["demo", "digits", "elsewhere"]) == [*found, "elsewhere"]
     assert benchmarks_of(None) is None
