@@ -13,14 +13,17 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize(
-    "suite", ["demo", "fashion-mnist", "cifar10-jpeg-cross", "ensemble", "flowers5", "search", "ablation", "camvid", "bccd"]
+    "suite",
+    ["demo", "fashion-mnist", "cifar10-jpeg-cross", "ensemble", "flowers5", "search", "ablation", "camvid", "bccd"],
 )
 def test_every_run_of_a_suite_has_a_current_record(suite):
     states = {job.id: state(job, ROOT / "results")[0] for job in plan(load_suite(suite))}
     assert set(states.values()) == {"done"}, {i: s for i, s in states.items() if s != "done"}
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/vision-results.md", "docs/segmentation-results.md", "docs/detection-results.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "docs/vision-results.md", "docs/segmentation-results.md", "docs/detection-results.md"]
+)
 def test_tables_in_pages_are_what_the_records_say(page):
     assert not update_markdown(ROOT / page, build_tables(load_results(ROOT / "results")), check=True)
 
