@@ -117,8 +117,11 @@ def main(
             values = [r["value"] for r in rows if r["method"] == method and r["factor"] == f]
             if None not in values:
                 means[f] = mean(values)
+        best = max(means, key=lambda f: means[f])
         chosen[method] = dict(
-            factor=max(means, key=lambda f: means[f]), validation={str(f): round(v, 3) for f, v in means.items()}
+            factor=best,
+            weight=next(r["weight"] for r in rows if (r["method"], r["factor"]) == (method, best)),
+            validation={str(f): round(v, 3) for f, v in means.items()},
         )
     plain = mean(r["value"] for r in rows if r["method"] == PLAIN)
     kept = [r for r in before["runs"] if r["method"] not in (*methods, PLAIN)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from limbeck.engine.run import RunOptions, execute
 from limbeck.engine.single import single_run
 
 pytest.importorskip("mmdet", reason="the networks are mmdetection's")
+ROOT = Path(__file__).resolve().parents[2]
 SHORT = [
     "recipe.epochs=2",
     "data.train.count=4",
@@ -54,8 +56,31 @@ def test_every_method_makes_a_run_on_digit_scenes(pair, out, method):
     assert record.student.parameters < 6e5
 
 
-def test_both_pairs_have_the_same_methods_at_the_same_weights():
-    assert load_pair("detection/bccd_gfl").methods == load_pair("detection/digit_scenes").methods
+def without_weights(methods: dict) -> dict:
+    plain = {name: m.model_copy(deep=True) for name, m in methods.items()}
+    for method in plain.values():
+        for link in method.links:
+            for key in ("weight", "foreground", "background", "relation"):
+                link.pop(key, None)
+    return plain
+
+
+def test_pairs_of_one_kind_have_the_same_methods_but_for_weights():
+    ours, scenes = load_pair("detection/bccd_gfl").methods, load_pair("detection/digit_scenes").methods
+    assert ours != scenes
+    assert without_weights(ours) == without_weights(scenes)
+
+
+def test_weights_on_bccd_are_those_that_the_grid_chose_on_validation():
+    said = json.loads((ROOT / "benchmarks" / "selection" / "bccd.json").read_text(encoding="utf-8"))
+    assert said["config"] == "detection/bccd_gfl"
+    methods = load_pair("detection/bccd_gfl").methods
+    assert set(said["chosen"]) == set(methods) - {"DIST"} - {m for m in methods if m.startswith("ACAM-KD ")}
+    for name, choice in said["chosen"].items():
+        runs = {r["factor"]: r for r in said["runs"] if r["method"] == name}
+        best = max(runs.values(), key=lambda r: r["value"])
+        assert (choice["factor"], choice["weight"]) == (best["factor"], best["weight"]), name
+        assert choice["weight"] == pytest.approx(methods[name].links[-1].get("weight", 1.0)), name
 
 
 def test_student_on_bccd_has_at_most_a_quarter_of_the_teacher_s_operations():

@@ -218,7 +218,7 @@ def test_mmdet_config_equals_the_toolboxs_own_model():
     assert hash_state(mine.state_dict()) == hash_state(theirs.state_dict())
 
 
-def test_reppoints_is_built_though_its_operator_needs_compiled_mmcv():
+def test_reppoints_is_built_without_compiled_mmcv():
     head = dict(
         type="RepPointsHead",
         in_channels=8,
