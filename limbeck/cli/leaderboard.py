@@ -183,18 +183,26 @@ def compare(
 
 
 @app.command()
-def verify(benchmarks: Names = None, results: ResultsFolder = RESULTS, as_json: AsJson = False) -> None:
+def verify(
+    benchmarks: Names = None,
+    results: ResultsFolder = RESULTS,
+    runs: Annotated[
+        Path | None, typer.Option(help="Folder of a suite's runs, for weights that the zoo does not have.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
     """Evaluate the zoo's weights again and say whether each record holds; exit 1 when one is off.
 
-    Example: limbeck leaderboard verify --results results
+    Example: limbeck leaderboard verify bccd --results results --runs out/bccd/runs
     """
     from limbeck.engine.suite import benchmarks_of
     from limbeck.leaderboard.store import load_results
-    from limbeck.leaderboard.verify import verification_json, verify_records
+    from limbeck.leaderboard.verify import verification_json, verify_records, with_runs
 
     loaded = load_results(results, benchmarks=benchmarks_of(benchmarks))
     evaluate, weights = _evaluation()
     records = list({r.id: r for group in loaded for r in group.records}.values())
+    weights = with_runs(weights, records, runs)
     done = []
     with _progress(not as_json) as progress:
         for one in progress.track(verify_records(records, evaluate, weights), total=len(records), description="verify"):

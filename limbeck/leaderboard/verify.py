@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from limbeck.engine.record import RunRecord
 from limbeck.engine.weights import check_sha256
+from limbeck.errors import ConfigError
 
 Evaluate = Callable[[dict[str, Any], Path], Mapping[str, float]]
 
@@ -92,6 +93,26 @@ def verify_records(
         if record.id not in seen:
             seen.add(record.id)
             yield verify_record(record, evaluate, weights, tolerances=tolerances)
+
+
+def with_runs(weights: Mapping[str, Path], records: Iterable[RunRecord], runs: str | Path | None) -> dict[str, Path]:
+    """The files on offer and, for records that these lack, those of a folder of runs; each is checked when it is read.
+
+    Args:
+        weights: files by sha256, such as the zoo's.
+        runs: '<record id>/student.safetensors' lies below it; None adds nothing.
+    Raises: ConfigError when `runs` is no folder.
+    """
+    found = dict(weights)
+    if runs is None:
+        return found
+    if not Path(runs).is_dir():
+        raise ConfigError(f"{runs} is not a folder; name a suite's runs, such as out/bccd/runs, with --runs")
+    for record in records:
+        path = Path(runs) / record.id / "student.safetensors"
+        if record.student_sha256 and record.student_sha256 not in found and path.is_file():
+            found[record.student_sha256] = path
+    return found
 
 
 def verification_json(found: Verification) -> dict[str, Any]:

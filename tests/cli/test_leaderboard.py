@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from limbeck.cli import leaderboard
-from limbeck.errors import UserError
+from limbeck.errors import ConfigError, CorruptFile, UserError
 from limbeck.leaderboard.checks import NoResults
 from tests.leaderboard.fabricate import fabricate, suite, vary, with_values, write_all
 
@@ -133,6 +133,24 @@ def test_verify_exit_status(results: Path, tmp_path: Path, monkeypatch: pytest.M
     assert "off by +1 top1" in call("verify", "--results", results, status=1)
     found = json.loads(call("verify", "--results", results, "--json", status=1))
     assert [f["text"] for f in found if f["verdict"] == "off"] == ["off by +1 top1"]
+
+
+def test_verify_takes_from_runs_what_the_zoo_lacks(
+    results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = fabricate("KD", 0, student_sha256=hashlib.sha256(b"w").hexdigest())
+    write_all(results, [record])
+    monkeypatch.setattr(leaderboard, "_evaluation", lambda: ((lambda config, path: record.metrics), {}))
+    assert "0 holds, 0 off" in call("verify", "--results", results)
+    file = tmp_path / "runs" / record.id / "student.safetensors"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"w")
+    assert "1 holds, 0 off" in call("verify", "--results", results, "--runs", tmp_path / "runs")
+    file.write_bytes(b"another run's")
+    with pytest.raises(CorruptFile, match="sha256"):
+        call("verify", "--results", results, "--runs", tmp_path / "runs")
+    with pytest.raises(ConfigError, match="is not a folder"):
+        call("verify", "--results", results, "--runs", tmp_path / "no")
 
 
 @pytest.mark.parametrize("command", ["show", "build", "examples", "masks", "compare", "verify", "reproduce"])

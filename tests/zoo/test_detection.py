@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import warnings
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,6 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from torchvision.ops import box_convert, box_iou
 from typer.testing import CliRunner
 
 from limbeck.cli.zoo import app
@@ -452,3 +455,26 @@ def test_two_stage_detector_cannot_be_exported(published, tmp_path, monkeypatch,
     monkeypatch.setattr("limbeck.zoo.export.load_student", lambda *args, **kwargs: model)
     with pytest.raises(ConfigError, match="only one-stage detectors can be exported"):
         export_student(NAME, tmp_path / "a", format, zoo_dir=published.zoo)
+
+
+DATA = os.environ.get("LIMBECK_DATA")
+
+
+@pytest.mark.skipif(DATA is None, reason="LIMBECK_DATA is not set")
+def test_shipped_student_finds_the_red_cells_of_real_photographs():
+    bccd = Path(str(DATA)) / "bccd"
+    truth = json.loads((bccd / "annotations" / "test.json").read_text(encoding="utf-8"))
+    red = next(c["id"] for c in truth["categories"] if c["name"] == "RBC")
+    predictor = Predictor("gfl_resnet18w10.bccd_crosskd")
+    hits = cells = 0
+    for image in truth["images"][:8]:
+        (path,) = (bccd / "images").rglob(image["file_name"])
+        (found,) = predictor(path)
+        assert found.size == (image["height"], image["width"])
+        ours = torch.from_numpy(found.boxes[[n == "RBC" for n in found.labels]])
+        boxes = [a["bbox"] for a in truth["annotations"] if (a["image_id"], a["category_id"]) == (image["id"], red)]
+        theirs = box_convert(torch.tensor(boxes), "xywh", "xyxy")
+        hits += int((box_iou(theirs, ours).amax(1) > 0.5).sum())
+        cells += len(boxes)
+    assert cells > 50
+    assert hits > 0.8 * cells

@@ -125,8 +125,8 @@ def test_sizes_below_one_are_refused(zoo):
 
 @pytest.mark.parametrize("card", list_students(zoo_dir=SHIPPED), ids=lambda card: card.name)
 def test_shipped_student_predicts(card):
-    if card.task == "semantic-segmentation":
-        pytest.importorskip("mmseg", reason="the networks are mmsegmentation's")
+    if stack := {"semantic-segmentation": "mmseg", "object-detection": "mmdet"}.get(card.task):
+        pytest.importorskip(stack, reason="the networks are OpenMMLab's")
     predictor = Predictor(card.name, zoo_dir=SHIPPED)
     assert not predictor.model.training
     assert sum(p.numel() for p in predictor.model.parameters()) == card.parameters
@@ -136,6 +136,11 @@ def test_shipped_student_predicts(card):
         assert found.map.shape == (height, width)
         assert set(found.shares) <= set(card.classes)
         assert sum(found.shares.values()) == pytest.approx(1.0)
+        return
+    if card.task == "object-detection":
+        assert found.size == (height, width)
+        assert found.classes == tuple(card.classes)
+        assert found.boxes.shape == (len(found.labels), 4)
         return
     assert found.label in card.classes
     if card.dataset.name == "digits":
