@@ -115,6 +115,10 @@ class MethodConfig(_Strict):
     optimizers: dict[str, Dict] = Field(
         default_factory=dict, description="of the trained members that do not share the recipe's optimizer"
     )
+    paramwise: Dict | None = Field(
+        default=None,
+        description="as the recipe's, and added to it, for this method alone",
+    )
     same_run_as: str | None = Field(
         default=None, description="config of the pair whose method of this name also trains this pair's student"
     )
@@ -379,6 +383,11 @@ def expand(
     recipe = pair.recipe if teacher is None else teacher.recipe or pair.teacher_recipe or pair.recipe
     if teacher is None and spec.optimizers:
         recipe = recipe.model_copy(update=dict(optimizers=spec.optimizers))
+    if teacher is None and spec.paramwise:
+        keys = {**(recipe.paramwise or {}).get("custom_keys", {}), **spec.paramwise.get("custom_keys", {})}
+        recipe = recipe.model_copy(
+            update=dict(paramwise={**(recipe.paramwise or {}), **spec.paramwise, "custom_keys": keys})
+        )
     for member in spec.companions:
         if members.get(member, {}).get("type") != "trained":
             raise ConfigError(f"method {name} keeps {member!r} as companion, which its members do not train")

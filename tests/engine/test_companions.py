@@ -225,6 +225,18 @@ def test_paramwise_gives_each_key_its_rate_and_decay(tmp_path):
     }
 
 
+def test_paramwise_of_a_method_adds_to_the_recipe_of_its_runs_alone():
+    pair = toy_pair()
+    pair.recipe = pair.recipe.model_copy(update=dict(paramwise=dict(custom_keys={"fc": dict(lr_mult=2.0)})))
+    before = expand(pair, "ToyBridge", 0, teacher_weights="w")
+    pair.methods["ToyBridge"].paramwise = dict(custom_keys={"bridge": dict(lr_mult=0.1)})
+    assert expand(pair, "plain", 0).recipe.paramwise == dict(custom_keys={"fc": dict(lr_mult=2.0)})
+    found = expand(pair, "ToyBridge", 0, teacher_weights="w")
+    assert found.recipe.paramwise == dict(custom_keys={"fc": dict(lr_mult=2.0), "bridge": dict(lr_mult=0.1)})
+    assert before.recipe.paramwise == dict(custom_keys={"fc": dict(lr_mult=2.0)})
+    assert pair.recipe.paramwise == dict(custom_keys={"fc": dict(lr_mult=2.0)})
+
+
 @pytest.mark.parametrize(
     ("paramwise", "said"), [(dict(bias_lr_mult=2.0), "bias_lr_mult"), (dict(custom_keys=dict(fc=dict(lr=1.0))), "'lr'")]
 )
