@@ -19,3 +19,6 @@ methods = _methods(variance=100.0)
 for _name, _factor in dict(FitNet=0.1, FGD=1e-4, MGD=0.01, CWD=0.01, PKD=0.1, LD=1e-4).items():
     _link = methods[_name]["links"][0]
     _link["weight"] = _factor * _link.get("weight", 1.0)
+# AdamW moves a selector by the rate whatever its gradient, and the masks' logits by that times these maps' values: at
+# the student's own rate every mask is 0 or 1 after an epoch.
+methods["ACAM-KD"]["paramwise"] = dict(custom_keys=dict(levels=dict(lr_mult=0.01)))
