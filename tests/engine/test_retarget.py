@@ -1,4 +1,4 @@
-"""Links that change the targets of the student's own loss, after the teachers have run; and taps without sample rows."""
+"""Links that change the targets of the student's own loss once the teachers have run; taps without sample rows."""
 
 from __future__ import annotations
 
