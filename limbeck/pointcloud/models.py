@@ -45,7 +45,7 @@ def PointPillarsDetector(  # noqa: N802 - configs name it as a class
         num_classes: one anchor size each, in the order of labels.
         point_cloud_range, voxel_size: in metres; one pillar over the whole height. The default is the desk's, at the
             paper's size it is (0, −39.68, −3, 69.12, 39.68, 1) and (0.16, 0.16, 4).
-        max_points, max_voxels: points that a pillar and pillars that a cloud keep; 32 and (16000, 40000) in the paper's.
+        max_points, max_voxels: points that a pillar and pillars that a cloud keep; 32 and (16000, 40000) there.
         anchors: a class each, see `KITTI_ANCHORS`; two rotations of each at every cell.
         momentum: of batch norms' running statistics; runs of few steps want more than mmdetection3d's 0.01.
         test_options: see `_test_cfg`.

@@ -50,8 +50,9 @@ class Grid:
                 "a grid has a point_cloud_range of 6 numbers, a voxel_size of 3 and max_voxels of 1 or 2; "
                 f"got {tuple(point_cloud_range)}, {tuple(voxel_size)} and {max_voxels}"
             )
-        numbers: Any = tuple(float(n) for n in point_cloud_range), tuple(float(n) for n in voxel_size)
-        return cls(*numbers, int(max_points), most)
+        limits: Any = tuple(float(n) for n in point_cloud_range)
+        size: Any = tuple(float(n) for n in voxel_size)
+        return cls(limits, size, int(max_points), most)
 
     def __post_init__(self) -> None:
         if min(self.max_points, *self.max_voxels) < 1:
@@ -87,6 +88,7 @@ class Voxels:
         num_points: (n,) int, points in each voxel, at most max_points.
         coors: (n, 4) int, cloud, z, y, x of each voxel.
         points: (P, F) of each cloud, as voxelised.
+        grid: by which they were made.
         training: whether the training's `max_voxels` was applied.
     """
 
@@ -94,6 +96,7 @@ class Voxels:
     num_points: Tensor
     coors: Tensor
     points: tuple[Tensor, ...]
+    grid: Grid
     training: bool = False
 
     def __len__(self) -> int:
@@ -108,7 +111,7 @@ class Voxels:
         counts = torch.tensor([len(own) for own in rows], device=coors.device)
         coors[:, 0] = torch.arange(len(rows), device=coors.device).repeat_interleave(counts)
         points = tuple(self.points[cloud] for cloud in chosen)
-        return Voxels(self.voxels[kept], self.num_points[kept], coors, points, self.training)
+        return Voxels(self.voxels[kept], self.num_points[kept], coors, points, self.grid, self.training)
 
     @property
     def is_cuda(self) -> bool:
@@ -128,7 +131,7 @@ def voxelize(points: Sequence[Tensor], grid: Grid, *, training: bool = False) ->
     found = [layer(cloud) for cloud in points]
     coors = [F.pad(coors, (1, 0), value=cloud) for cloud, (_, coors, _) in enumerate(found)]
     voxels, _, counts = zip(*found, strict=True)
-    return Voxels(torch.cat(voxels), torch.cat(counts), torch.cat(coors), tuple(points), training)
+    return Voxels(torch.cat(voxels), torch.cat(counts), torch.cat(coors), tuple(points), grid, training)
 
 
 @cache
