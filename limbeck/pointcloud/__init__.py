@@ -1,1 +1,1 @@
-"""3D object detection in point clouds."""
+"""3D object detection in LiDAR point clouds."""
