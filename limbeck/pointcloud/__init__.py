@@ -1,0 +1,1 @@
+"""3D object detection in LiDAR point clouds."""
