@@ -8,20 +8,33 @@ head. Taps are mmdetection3d's module names: `voxel_encoder` (n, C) with a row f
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from inspect import signature
 from typing import Any
 
 from torch import nn
 
 from limbeck.engine.registry import MODELS, require
-from limbeck.errors import ConfigError
+from limbeck.errors import ConfigError, UnknownName
 from limbeck.pointcloud.voxels import DESK_PILLAR, DESK_RANGE, Grid
 
-# One a class: length, width and height, height of the bottom above the sensor, IoU of positives and of negatives.
-PEDESTRIAN = dict(size=(0.8, 0.6, 1.73), z=-0.6, positive=0.5, negative=0.35)
-CYCLIST = dict(size=(1.76, 0.6, 1.73), z=-0.6, positive=0.5, negative=0.35)
-CAR = dict(size=(3.9, 1.6, 1.56), z=-1.78, positive=0.6, negative=0.45)
-KITTI_ANCHORS = (PEDESTRIAN, CYCLIST, CAR)
-SECOND_ANCHORS = (PEDESTRIAN | dict(positive=0.35, negative=0.2), CYCLIST | dict(positive=0.35, negative=0.2), CAR)
+PEDESTRIAN, CYCLIST, CAR = (
+    dict(size=(0.8, 0.6, 1.73), z=-0.6),
+    dict(size=(1.76, 0.6, 1.73), z=-0.6),
+    dict(size=(3.9, 1.6, 1.56), z=-1.78),
+)
+"""Length, width and height, and the height of the bottom above the sensor, in metres."""
+_CAR = CAR | dict(positive=0.6, negative=0.45)
+ANCHORS: dict[str, tuple[dict[str, Any], ...]] = {
+    "kitti": (PEDESTRIAN | dict(positive=0.5, negative=0.35), CYCLIST | dict(positive=0.5, negative=0.35), _CAR),
+    "second": (PEDESTRIAN | dict(positive=0.35, negative=0.2), CYCLIST | dict(positive=0.35, negative=0.2), _CAR),
+    "coarse": (PEDESTRIAN | dict(positive=0.35, negative=0.15), CYCLIST | dict(positive=0.35, negative=0.2), _CAR),
+}
+"""Anchors of Pedestrian, Cyclist and Car by name, with the IoU from which one is positive and below which negative.
+
+'kitti' is mmdetection3d's for PointPillars and 'second' for SECOND. 'coarse' is ours (ASSUMPTION), for cells of 0.64 m:
+an object as large as its anchor overlaps the nearest one by at least 0.162 and 0.236 there, where a cell of half the
+size gives 0.41 and 0.50, so that thresholds above would leave one pedestrian in three without any anchor.
+"""
 SECOND_RANGE = (0.0, -40.0, -3.0, 70.4, 40.0, 1.0)
 
 
@@ -33,7 +46,7 @@ def PointPillarsDetector(  # noqa: N802 - configs name it as a class
     voxel_size: Sequence[float] = DESK_PILLAR,
     max_points: int = 20,
     max_voxels: int | Sequence[int] = 4000,
-    anchors: Sequence[Mapping[str, Any]] = KITTI_ANCHORS,
+    anchors: str | Sequence[Mapping[str, Any]] = "coarse",
     momentum: float = 0.01,
     **test_options: Any,
 ) -> nn.Module:
@@ -46,7 +59,8 @@ def PointPillarsDetector(  # noqa: N802 - configs name it as a class
         point_cloud_range, voxel_size: in metres; one pillar over the whole height. The default is the desk's, at the
             paper's size it is (0, −39.68, −3, 69.12, 39.68, 1) and (0.16, 0.16, 4).
         max_points, max_voxels: points that a pillar and pillars that a cloud keep; 32 and (16000, 40000) there.
-        anchors: a class each, see `KITTI_ANCHORS`; two rotations of each at every cell.
+        anchors: a name of `ANCHORS`, 'kitti' at the paper's size, or as many such dicts as classes, with size, z,
+            positive and negative; each stands in two rotations at every cell.
         momentum: of batch norms' running statistics; runs of few steps want more than mmdetection3d's 0.01.
         test_options: see `_test_cfg`.
     Raises: ExtraMissing; ConfigError for a grid that strides of 2, 4 and 8 do not divide, and for other anchors than
@@ -99,7 +113,7 @@ def SECONDDetector(  # noqa: N802 - configs name it as a class
     voxel_size: Sequence[float] = (0.05, 0.05, 0.1),
     max_points: int = 5,
     max_voxels: int | Sequence[int] = (16000, 40000),
-    anchors: Sequence[Mapping[str, Any]] = SECOND_ANCHORS,
+    anchors: str | Sequence[Mapping[str, Any]] = "second",
     **test_options: Any,
 ) -> nn.Module:
     """SECOND (Sensors 18(10), 2018) through spconv, whose every width is scaled by one number; not for the desk.
@@ -153,7 +167,7 @@ def _scaled(width: float, factor: float) -> int:
 def _head(
     channels: int,
     grid: Grid,
-    anchors: Sequence[Mapping[str, Any]],
+    anchors: str | Sequence[Mapping[str, Any]],
     num_classes: int,
     name: str,
     test_options: Mapping[str, Any],
@@ -161,6 +175,10 @@ def _head(
     aligned: bool,
 ) -> dict[str, Any]:
     """mmdetection3d's anchor head with SECOND's losses and its configs of training and testing."""
+    if isinstance(anchors, str):
+        if anchors not in ANCHORS:
+            raise UnknownName("anchors", anchors, ANCHORS, f"of {name}")
+        anchors = ANCHORS[anchors]
     if len(anchors) != num_classes:
         raise ConfigError(f"{name} has {num_classes} classes and {len(anchors)} anchors; give one for each class")
     low_x, low_y, _, high_x, high_y, _ = grid.point_cloud_range
@@ -200,10 +218,6 @@ def _head(
 
 
 def _known(options: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    from inspect import signature
-
-    from limbeck.errors import UnknownName
-
     known = list(signature(_test_cfg).parameters)
     for option in options:
         if option not in known:

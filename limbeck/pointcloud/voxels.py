@@ -108,7 +108,7 @@ class Voxels:
         rows = [(self.coors[:, 0] == cloud).nonzero()[:, 0] for cloud in chosen]
         kept = torch.cat([*rows, self.coors.new_empty(0, dtype=torch.int64)])
         coors = self.coors[kept]
-        counts = torch.tensor([len(own) for own in rows], device=coors.device)
+        counts = torch.tensor([len(own) for own in rows], dtype=torch.int64, device=coors.device)
         coors[:, 0] = torch.arange(len(rows), device=coors.device).repeat_interleave(counts)
         points = tuple(self.points[cloud] for cloud in chosen)
         return Voxels(self.voxels[kept], self.num_points[kept], coors, points, self.grid, self.training)
