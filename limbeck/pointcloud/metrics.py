@@ -69,6 +69,7 @@ def to_kitti(
     """KITTI's view of detections; of these only such as the image shows and whose bottom centre is in the usual range.
 
     As mmdet3d 1.4: x in (0, 70.4), y in (−40, 40), z in (−3, 0) metres; image boxes are cut at the borders afterwards.
+    Of a box that is partly behind the camera, mmdet3d projects the mirror image; what `project` says is taken here.
 
     Args:
         boxes: (N, 7) in LiDAR coordinates. scores: (N,). labels: (N,), indices of `classes`.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,34 @@ def test_the_conversion_asks_a_camera_for_two_things_only():
     assert found.names == ["Pedestrian", "Cyclist"]
     assert found.bboxes.tolist() == [[0, 10, 20, 50], [99, 0, 100, 20]]
     assert (found.boxes == boxes[:2] * 2).all()
+
+
+@pytest.mark.skipif(find_spec("mmdet3d") is None, reason="needs mmdet3d")
+def test_the_conversion_is_that_of_mmdet3d_for_boxes_ahead_of_the_camera():
+    from limbeck.engine.mmcv_ops import install
+
+    install()
+    from mmdet3d.evaluation.metrics import kitti_metric
+    from mmdet3d.structures import LiDARInstance3DBoxes
+
+    rng = np.random.default_rng(1)
+    tilt = np.array([[0.0, -1, 0, 0.01], [0.02, 0, -1, -0.08], [1, 0, 0.02, -0.27]])
+    camera = replace(default_calibration(), velo_to_cam=tilt)
+    place = rng.uniform([6, -45, -4], [80, 45, 1], (400, 3))
+    boxes = np.concatenate((place, rng.uniform(0.5, 5, (400, 3)), rng.uniform(-4, 4, (400, 1))), 1).astype(np.float32)
+    scores, labels = rng.random(400), rng.integers(0, 3, 400)
+    view = dict(lidar2cam=np.concatenate((tilt, [[0, 0, 0, 1]])), height=375, width=1242)
+    info = dict(sample_idx=0, images=dict(CAM2=view | dict(cam2img=np.concatenate((camera.P2, [[0, 0, 0, 1]])))))
+    theirs = kitti_metric.KittiMetric.__new__(kitti_metric.KittiMetric)
+    theirs.default_cam_key, theirs.pcd_limit_range = "CAM2", [0, -40, -3, 70.4, 40, 0.0]
+    predicted = dict(bboxes_3d=LiDARInstance3DBoxes(torch.tensor(boxes)), labels_3d=torch.tensor(labels))
+    wanted = theirs.convert_valid_bboxes(predicted | dict(scores_3d=torch.tensor(scores)), info)
+    found = to_kitti(boxes, scores, labels, camera)
+    assert found.scores.tolist() == wanted["scores"].tolist()
+    assert found.names == [CLASSES[label] for label in wanted["label_preds"]]
+    assert found.boxes[:, :6] == pytest.approx(wanted["box3d_camera"][:, :6], abs=1e-4)
+    assert np.cos(found.boxes[:, 6] - wanted["box3d_camera"][:, 6]) == pytest.approx(1.0, abs=1e-9)
+    assert found.bboxes == pytest.approx(camera.clipped(wanted["bbox"]), abs=1e-2)
 
 
 # --- the metric ---
