@@ -63,7 +63,7 @@ def main(
     """
     rng = np.random.default_rng(0)
     made = [frame(rng, labelled, found) for _ in range(frames)]
-    truth, detections = ([one[side] for one in made] for side in (0, 1))
+    truth, detections = [labels for labels, _ in made], [boxes for _, boxes in made]
     seconds = []
     for _ in range(rounds):
         start = time.perf_counter()
