@@ -48,7 +48,7 @@ class Calibration:
     def in_image(self, points: np.ndarray) -> np.ndarray:
         """Which points (P, ≥ 3) in LiDAR coordinates the image shows, bool (P,)."""
         camera = self.camera_points(points[:, :3])
-        ahead = camera[:, 2] > 0
+        ahead = np.asarray(camera[:, 2] > 0)
         column, row = self.pixels(np.where(ahead[:, None], camera, 1.0)).T
         width, height = self.image_size
         return ahead & (column >= 0) & (column < width) & (row >= 0) & (row < height)
