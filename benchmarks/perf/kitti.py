@@ -10,7 +10,8 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from limbeck.pointcloud.kitti_eval import CLASSES, Detections, FrameTruth, evaluate
+from limbeck.pointcloud.data.frames import CLASSES
+from limbeck.pointcloud.kitti_eval import Detections, FrameTruth, evaluate
 
 SIZES = {"Car": (3.9, 1.5, 1.6), "Pedestrian": (0.8, 1.7, 0.6), "Cyclist": (1.8, 1.7, 0.6), "Van": (5.1, 2.2, 1.9)}
 SHARE = (0.62, 0.2, 0.1, 0.08)  # of the labelled boxes
@@ -62,13 +63,15 @@ def main(
     """
     rng = np.random.default_rng(0)
     made = [frame(rng, labelled, found) for _ in range(frames)]
-    truth, detections = ([one[side] for one in made] for side in (0, 1))
+    truth, detections = [labels for labels, _ in made], [boxes for _, boxes in made]
     seconds = []
     for _ in range(rounds):
         start = time.perf_counter()
         result = evaluate(truth, detections)
         seconds.append(time.perf_counter() - start)
-    shape = dict(frames=frames, boxes=sum(len(t.names) for t in truth), detections=sum(len(d.names) for d in detections))
+    shape = dict(
+        frames=frames, boxes=sum(len(t.names) for t in truth), detections=sum(len(d.names) for d in detections)
+    )
     overall = round(result.overall("BEV", "moderate"), 3)
     typer.echo(json.dumps(shape | dict(bev_ap40_strict=overall, seconds=round(median(seconds), 3), rounds=rounds)))
 

@@ -15,6 +15,7 @@ import numpy as np
 from limbeck.errors import ConfigError
 from limbeck.pointcloud._kitti_frames import Detections, FrameTruth, KittiSet
 from limbeck.pointcloud._kitti_matching import COUNTED, Matches, match
+from limbeck.pointcloud.data.frames import CLASSES
 
 View = Literal["2D", "BEV", "3D"]
 Level = Literal["easy", "moderate", "hard"]
@@ -25,7 +26,6 @@ VIEWS: tuple[View, ...] = ("2D", "BEV", "3D")
 LEVELS: tuple[Level, ...] = ("easy", "moderate", "hard")
 STRICTNESS: tuple[Strictness, ...] = ("strict", "loose")
 KINDS: tuple[Kind, ...] = ("AP11", "AP40", "exact")
-CLASSES = ("Pedestrian", "Cyclist", "Car")
 POINTS = 41  # score thresholds at most, at recalls 0, 1/40, …, 1
 
 _OVERLAP = {  # what a match must exceed, strict and loose

@@ -61,15 +61,15 @@ def random_frames(seed: int, frames: int = 4, crowd: float = 4.0) -> Frames:
         count = int(rng.poisson(crowd))
         names = rng.choice(TYPES, count, p=(0.35, 0.2, 0.15, 0.15, 0.1, 0.05))
         boxes = _boxes(rng, count)
-        heights = rng.choice([15.0, 25.0, 33.0, 40.0, 70.0], count)
+        heights = rng.choice([15.0, 25.0, 33.0, 40.0, 70.0], count, p=(0.1, 0.1, 0.2, 0.1, 0.5))
         regions = image_boxes(_boxes(rng, 2), rng.uniform(20, 90, 2))
         labelled.append(
             truth(
                 boxes,
                 list(names),
                 height=heights,
-                occluded=rng.integers(0, 4, count),
-                truncated=rng.choice([0.0, 0.15, 0.3, 0.4, 0.6], count),
+                occluded=rng.choice(4, count, p=(0.6, 0.2, 0.1, 0.1)),
+                truncated=rng.choice([0.0, 0.15, 0.3, 0.4, 0.6], count, p=(0.6, 0.1, 0.1, 0.1, 0.1)),
                 dont_care=regions,
             )
         )
