@@ -1,1 +1,1 @@
-"""3D object detection in LiDAR point clouds."""
+"""3D object detection on LiDAR point clouds."""
