@@ -125,41 +125,36 @@ def intersect(directions: np.ndarray, parts: Parts, which: np.ndarray) -> tuple[
     """
     cos, sin = np.cos(parts.yaws), np.sin(parts.yaws)
     x, y, z = parts.centres.T
-    start = (
-        -np.stack([cos * x + sin * y, cos * y - sin * x, z]) / parts.halves.T
-    )  # the sensor, in units of the half size
+    sensor = -np.stack([cos * x + sin * y, cos * y - sin * x, z]) / parts.halves.T  # in units of the half sizes
     cos, sin = cos[which], sin[which]
     halves = parts.halves[which]
     along = (cos * directions[:, 0] + sin * directions[:, 1]) / halves[:, 0]
     across = (cos * directions[:, 1] - sin * directions[:, 0]) / halves[:, 1]
     way = np.stack([along, across, directions[:, 2] / halves[:, 2]])
-    start = start[:, which]
+    start = sensor[:, which]
     with np.errstate(divide="ignore", invalid="ignore"):
         one, other = (-1 - start) / way, (1 - start) / way
     near, far = np.fmin(one, other), np.fmax(one, other)
-    round_ = np.flatnonzero(parts.kinds[which])
     enter, leave = near.max(0), far.min(0)
-    if len(round_):
-        enter[round_], leave[round_] = _round(
-            start[:, round_], way[:, round_], parts.kinds[which[round_]], near, far, round_
-        )
+    rest = np.flatnonzero(parts.kinds[which] != BOX)
+    lids = near[2, rest], far[2, rest]
+    enter[rest], leave[rest] = _round(start[:, rest], way[:, rest], parts.kinds[which[rest]] == CYLINDER, lids)
     return np.where(enter > 0, enter, np.inf), leave
 
 
 def _round(
-    start: np.ndarray, way: np.ndarray, kinds: np.ndarray, near: np.ndarray, far: np.ndarray, chosen: np.ndarray
+    start: np.ndarray, way: np.ndarray, upright: np.ndarray, lids: tuple[np.ndarray, np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Of unit spheres, and of unit circles between the lids: roots of |start + t · way|² = 1."""
-    axes = np.where(kinds == ELLIPSOID, 1.0, 0.0)
+    """Of unit spheres and, where `upright`, of unit circles between the lids: roots of |start + t · way|² = 1."""
+    axes = np.where(upright, 0.0, 1.0)
     a = way[0] ** 2 + way[1] ** 2 + axes * way[2] ** 2
     half_b = start[0] * way[0] + start[1] * way[1] + axes * start[2] * way[2]
     c = start[0] ** 2 + start[1] ** 2 + axes * start[2] ** 2 - 1
     square = half_b**2 - a * c
     root = np.sqrt(np.maximum(square, 0))
     enter, leave = (-half_b - root) / a, (-half_b + root) / a
-    upright = kinds == CYLINDER
-    enter = np.where(upright, np.maximum(enter, near[2, chosen]), enter)
-    leave = np.where(upright, np.minimum(leave, far[2, chosen]), leave)
+    enter = np.where(upright, np.maximum(enter, lids[0]), enter)
+    leave = np.where(upright, np.minimum(leave, lids[1]), leave)
     return np.where(square > 0, enter, np.inf), leave
 
 

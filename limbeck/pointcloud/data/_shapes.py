@@ -29,13 +29,13 @@ class Shape(NamedTuple):
 # Variants of each of KITTI's types; one is taken for each object.
 _CAR = (
     (
-        Shape(BOX, 0.0, 0.0, 0.14, 0.60, 0.49, 0.48, 0.33),
+        Shape(BOX, 0.0, 0.0, 0.14, 0.60, 0.49, 0.48, 0.4),
         Shape(BOX, -0.06, 0.0, 0.55, 0.99, 0.27, 0.42, 0.5),
         Shape(CYLINDER, 0.30, 0.0, 0.0, 0.2, 0.08, 0.46),
         Shape(CYLINDER, -0.30, 0.0, 0.0, 0.2, 0.08, 0.46),
     ),
     (
-        Shape(BOX, 0.0, 0.0, 0.16, 0.62, 0.49, 0.48, 0.33),
+        Shape(BOX, 0.0, 0.0, 0.16, 0.62, 0.49, 0.48, 0.4),
         Shape(BOX, -0.15, 0.0, 0.60, 0.99, 0.33, 0.43, 0.5),
         Shape(BOX, 0.30, 0.0, 0.0, 0.2, 0.08, 0.46),
         Shape(BOX, -0.30, 0.0, 0.0, 0.2, 0.08, 0.46),
@@ -98,7 +98,7 @@ SHAPES: dict[str, tuple[tuple[Shape, ...], ...]] = {
 }
 
 
-_LIGHT = {"Car": (0.0, 0.35), "Van": (0.0, 0.5), "Truck": (0.05, 0.5)}  # paint throws much of a beam elsewhere
+_LIGHT = {"Car": (0.0, 0.2), "Van": (0.0, 0.3), "Truck": (0.05, 0.5)}  # paint throws much of a beam elsewhere
 
 
 def object_parts(names: tuple[str, ...], boxes: np.ndarray, rng: np.random.Generator) -> Parts:
@@ -110,7 +110,7 @@ def object_parts(names: tuple[str, ...], boxes: np.ndarray, rng: np.random.Gener
         rows += chosen
         owners += [owner] * len(chosen)
         light += list(
-            np.clip(rng.uniform(*_LIGHT.get(name, (0.1, 0.6))) + rng.uniform(-0.1, 0.1, len(chosen)), 0.02, 0.95)
+            np.clip(rng.uniform(*_LIGHT.get(name, (0.1, 0.6))) + rng.uniform(-0.05, 0.05, len(chosen)), 0.02, 0.95)
         )
     shapes = np.array(rows, np.float64).reshape(-1, len(Shape._fields))
     owner = np.array(owners, np.int64)

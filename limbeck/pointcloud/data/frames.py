@@ -90,7 +90,7 @@ class Calibration:
         pixels = self.pixels(candidates)
         low = np.where(shown[..., None], pixels, np.inf).min(1)
         high = np.where(shown[..., None], pixels, -np.inf).max(1)
-        return np.where(shown.any(1)[:, None], np.concatenate([low, high], 1), -1.0)
+        return np.where(shown.any(1, keepdims=True), np.concatenate([low, high], 1), -1.0)
 
     def clipped(self, bboxes: np.ndarray) -> np.ndarray:
         """Image boxes (M, 4) cut at the borders of the image."""

@@ -14,8 +14,8 @@ from limbeck.engine.data import SPLITS, check_split
 from limbeck.engine.weights import sha256_json
 from limbeck.errors import ConfigError, UnknownName
 from limbeck.pointcloud.data._rays import Beams, Ground, Hits, Parts, all_hits, beams, joined, nearest
-from limbeck.pointcloud.data._shapes import clutter_parts, object_parts
-from limbeck.pointcloud.data.frames import Calibration, Frame, default_calibration
+from limbeck.pointcloud.data._shapes import SHAPES, clutter_parts, object_parts
+from limbeck.pointcloud.data.frames import Calibration, Frame, boxes_fault, default_calibration
 from limbeck.pointcloud.data.layouts import KittiLayouts, Layout, TableLayouts
 
 GENERATOR = "lidar-1"  # changed whenever the same arguments give other scenes
@@ -50,7 +50,7 @@ def simulate(
         wanted: a class that the drawn layout has to have.
         calibration: of the camera that decides what is seen; it looks along x.
         name: id of the frame; empty for one of the seed.
-    Raises: ConfigError for a seed below 0 or an object of an unknown type.
+    Raises: ConfigError for a seed below 0 or a box of no size; UnknownName for an object of an unknown type.
     """
     seeds = [seed] if isinstance(seed, int) else list(seed)
     if not seeds or min(seeds) < 0:
@@ -59,6 +59,7 @@ def simulate(
     if layout is None:
         layout = _layouts("table", "train", None).draw(rng, wanted)
     ground = _ground(rng)
+    _check_layout(layout)
     boxes = layout.boxes.astype(np.float64, copy=True)
     boxes[:, 2] = ground.height(boxes[:, :2])
     parts = joined([object_parts(layout.names, boxes, rng), clutter_parts(boxes, ground, rng)])
@@ -75,6 +76,17 @@ def simulate(
         **_labels(layout, boxes, calibration, _hidden(rays, parts, hits, distance, calibration, len(boxes))),
     )
     return frame.select(np.bincount(owners[owners >= 0], minlength=len(boxes)) > 0)
+
+
+def _check_layout(layout: Layout) -> None:
+    for name in layout.names:
+        if name not in SHAPES:
+            raise UnknownName("type", name, SHAPES, "of an object of a layout")
+    fault = boxes_fault(layout.boxes)
+    if fault is None and len(layout.boxes) != len(layout.names):
+        fault = f"{len(layout.boxes)} boxes have {len(layout.names)} names"
+    if fault is not None:
+        raise ConfigError(f"of a layout {fault}")
 
 
 def _ground(rng: np.random.Generator) -> Ground:
@@ -98,11 +110,10 @@ def _returns(
     to_ground = ground.distances(rays.directions)
     meets_part = distance < to_ground
     reach = np.where(meets_part, distance, to_ground)
-    part = hits.parts[first] if len(hits.parts) else np.zeros(count, np.int64)
-    owners = np.where(meets_part, parts.owners[part], -1)
-    grain = rng.normal(0.0, 0.05, count)
-    light = np.where(meets_part, parts.reflectance[part], _GROUND_LIGHT) + grain
-    light = np.clip(light, 0.01, 0.99)
+    part = hits.parts[first[meets_part]]
+    owners, light = np.full(count, -1), np.full(count, _GROUND_LIGHT)
+    owners[meets_part], light[meets_part] = parts.owners[part], parts.reflectance[part]
+    light = np.clip(light * rng.normal(1.0, 0.2, count), 0.01, 0.99)
     # Roads answer weakly at a flat angle, walls and objects hardly so.
     facing = np.where(meets_part, 1.0, np.sqrt(np.clip(-rays.directions[:, 2] * 8, 0.05, 1.0)))
     safe = np.minimum(reach, 1e3)
