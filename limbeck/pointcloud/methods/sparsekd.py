@@ -145,16 +145,14 @@ class SparseKD(_Pivotal):
         student, teacher = batch.student, batch.teacher
         size = (student[0].shape[2], student[0].shape[3])
         head: Any = self.members[self.student].bbox_head
-        positive = torch.zeros(0)
+        found: dict[str, Tensor] = {}
+        positive = torch.zeros(len(student[0]), 0, dtype=torch.bool)  # read by those that need it alone
         if self.mode == "positives" or self.factors["box"] or self.factors["direction"]:
             positive = positive_anchors(head, size, targets)
-        found: dict[str, Tensor] = {}
         if self.factors["scores"]:
             found["scores"] = score_loss(student[0], teacher[0], self._cells(teacher[0], targets, positive))
-        share = positive / (positive.sum(1, keepdim=True).clamp(min=1) * max(len(positive), 1))
-        for index, (name, loss, width) in enumerate(
-            (("box", box_loss, CODE_WIDTH), ("direction", direction_loss, 2)), 1
-        ):
+        share = positive / (positive.sum(1, keepdim=True).clamp(min=1) * len(positive))
+        for index, name, loss, width in ((1, "box", box_loss, CODE_WIDTH), (2, "direction", direction_loss, 2)):
             if self.factors[name]:
                 mine, theirs = (anchor_rows(side[index], width)[positive] for side in (student, teacher))
                 found[name] = loss(mine, theirs, share[positive])
