@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -110,10 +109,8 @@ def _voxel_rows(
 def _voxels_of(what: str, batch: LinkInputs, member: str) -> tuple[Tensor, Tensor]:
     """Coordinates (n, 4) and numbers of points (n,) of the voxels that a member was given."""
     targets = check_targets(what, batch.targets)
-    given = batch.inputs.get(member)
-    if isinstance(given, Mapping) and "voxels" in given:
-        return given["voxels"]["coors"], given["voxels"]["num_points"]
-    return targets.coors, targets.num_points
+    given = batch.inputs.get(member, targets)
+    return given.coors, given.num_points
 
 
 def common_rows(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:

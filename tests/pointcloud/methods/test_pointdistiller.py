@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
@@ -352,7 +353,7 @@ def members(batch: LinkInputs, student: tuple[Tensor, Tensor]) -> dict[str, Any]
     given = batch.targets
     teacher = (given.coors, given.num_points)
     sides = dict(teacher=teacher, student=student)
-    return {name: dict(voxels=dict(coors=coors, num_points=points)) for name, (coors, points) in sides.items()}
+    return {name: SimpleNamespace(coors=coors, num_points=points) for name, (coors, points) in sides.items()}
 
 
 def test_voxels_of_other_members_must_be_the_same() -> None:
