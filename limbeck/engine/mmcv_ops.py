@@ -2,7 +2,8 @@
 
 `mmcv-lite` ships the Python side of mmcv's operators and not the compiled module behind them. `install` puts a module
 of the same name in its place, before mmdet, mmseg or mmdet3d are imported. The stand-ins follow mmcv 2.1's conventions
-(argument names and order, results written into the tensors handed in) on whatever device the tensors are.
+(argument names and order, results written into the tensors handed in) on whatever device the tensors are; mmcv's
+wrappers that ask for a CUDA device regardless are replaced with them.
 """
 
 from __future__ import annotations

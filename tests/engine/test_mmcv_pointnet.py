@@ -131,8 +131,8 @@ def test_radii_are_squared_in_single_precision() -> None:
     radius = np.float32(0.1)
     assert float(radius * radius) != 0.1**2
     edge = float(np.sqrt(np.float64(radius * radius)))  # in float64 the points see the very radius of the operator
-    points = torch.tensor([[[edge * (1 - 1e-12), 0, 0], [edge * (1 + 1e-12), 0, 0]]], dtype=torch.float64)
-    assert ops.ball_query(0, 0.1, 2, points, torch.zeros(1, 1, 3, dtype=torch.float64)).tolist() == [[[0, 0]]]
+    points = torch.tensor([[[edge * (1 + 1e-12), 0, 0], [edge * (1 - 1e-12), 0, 0]]], dtype=torch.float64)
+    assert ops.ball_query(0, 0.1, 2, points, torch.zeros(1, 1, 3, dtype=torch.float64)).tolist() == [[[1, 1]]]
 
 
 def naive_nearest(points, center, k: int, missing: float) -> tuple[list[int], list[float]]:
