@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from limbeck.detection.targets import DetectionTargets, mmdet_samples, read_shapes, read_targets
-from limbeck.engine.adapter import Batch, Forward
+from limbeck.engine.adapter import Batch, Forward, once
 from limbeck.engine.pixels import PixelAdapter, PixelPreprocessor, input_of
 from limbeck.engine.registry import ADAPTERS
 from limbeck.errors import ConfigError
@@ -94,7 +93,7 @@ class DetectionAdapter(PixelAdapter):
                 losses = net.loss(inputs, samples)
             return Forward(_summed(losses, two_stage=_two_stage(net)), _offers(net, head, lambda: seen[-1]))
         features = net.extract_feat(inputs)
-        outputs = _once(lambda: head(features), inputs.device.type)
+        outputs = once(lambda: head(features), inputs.device.type)
         if any(module._forward_hooks for module in head.modules()):
             outputs()  # a tap inside the head: its hooks are gone when an offer is asked for
         return Forward({}, _offers(net, head, outputs))
@@ -202,18 +201,6 @@ def _output_of(module: nn.Module) -> Iterator[list[Any]]:
         yield seen
     finally:
         handle.remove()
-
-
-def _once(compute: Callable[[], Any], device: str) -> Callable[[], Any]:
-    """`compute` for later, in the precision that is asked for now, and once for all the taps that ask."""
-    enabled, dtype = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
-
-    @cache
-    def later() -> Any:
-        with torch.autocast(device, dtype=dtype, enabled=enabled):
-            return compute()
-
-    return later
 
 
 def _summed(losses: dict[str, Any], *, two_stage: bool) -> dict[str, Tensor]:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
 
@@ -29,6 +32,18 @@ class Forward:
 
     losses: dict[str, Tensor] = field(default_factory=dict)
     offers: dict[str, Any] = field(default_factory=dict)
+
+
+def once(compute: Callable[[], Any], device: str) -> Callable[[], Any]:
+    """`compute` for later, in the precision that is asked for now, and once for all the taps that ask."""
+    enabled, dtype = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
+
+    @cache
+    def later() -> Any:
+        with torch.autocast(device, dtype=dtype, enabled=enabled):
+            return compute()
+
+    return later
 
 
 class Metric(Protocol):

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import nn
@@ -19,6 +20,18 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from limbeck import __version__
 from limbeck.engine.record import Environment
+
+
+@runtime_checkable
+class Example(Protocol):
+    """A batch that a network can be measured on: a tensor, or what has its length, slices and place as one has."""
+
+    @property
+    def is_cuda(self) -> bool: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: slice, /) -> Any: ...
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -38,7 +51,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def count_flops(model: nn.Module, example: torch.Tensor) -> int:
+def count_flops(model: nn.Module, example: Example) -> int:
     """Floating-point operations of one sample's forward, two per multiply-add, as torch's counter has them.
 
     Args:
@@ -54,7 +67,7 @@ def count_flops(model: nn.Module, example: torch.Tensor) -> int:
     return counter.get_total_flops() // len(example)
 
 
-def measure_latency(model: nn.Module, example: torch.Tensor, *, runs: int = 50, warmup: int = 10) -> list[float]:
+def measure_latency(model: nn.Module, example: Example, *, runs: int = 50, warmup: int = 10) -> list[float]:
     """Milliseconds of single-sample forwards, one per run, after a warm-up."""
     one, times = example[:1], []
     with evaluating(model), torch.inference_mode():
@@ -68,7 +81,7 @@ def measure_latency(model: nn.Module, example: torch.Tensor, *, runs: int = 50, 
     return times
 
 
-def median_latency(model: nn.Module, example: torch.Tensor, *, blocks: int = 5) -> float:
+def median_latency(model: nn.Module, example: Example, *, blocks: int = 5) -> float:
     """Median milliseconds of a single-sample forward, in the quietest of several blocks: other work only adds time."""
     return min(statistics.median(measure_latency(model, example, runs=30)) for _ in range(blocks))
 

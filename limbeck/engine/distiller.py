@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -81,6 +82,7 @@ class Distiller(BaseModel):
         self.frozen_hashes = {n: hash_state(m.state_dict()) for n, m in self.frozen.items()}
         self.links = nn.ModuleList(self._build_links(links))
         self.tap_shapes: dict[str, dict[str, tuple[int, ...]]] = {}  # of one example batch, by member and tap
+        self.example_size = 0  # how many samples that batch has
         self._connect()
         # After the links: one of them may have set a layer.
         self.initial_hashes = {n: hash_state(m.state_dict()) for n, m in models.items() if specs[n].type == "trained"}
@@ -114,6 +116,7 @@ class Distiller(BaseModel):
         for name in self.specs:
             check_taps(self.member(name), self.taps_of(name, self.links), self.adapter.offers, name)
         example = self.adapter.example(self.member(self.deploy_name))
+        self.example_size = batch_size(example)
         found: dict[str, Tapped] = {}
         for name in self.specs:
             taps = self.taps_of(name, self.links)
@@ -225,9 +228,10 @@ class Distiller(BaseModel):
         found: dict[str, Any] = {
             n: self._fixed_taps(n, batch, taps) for n in self._fixed_names() if (taps := self.taps_of(n, links))
         }
+        own = self._own_batches(active, found, batch)
         terms: dict[str, Tensor] = {}
         for name in self.members:
-            found[name], forward = self._forward_member(name, batch, self.taps_of(name, links), with_loss=True)
+            found[name], forward = self._forward_member(name, own[name], self.taps_of(name, links), with_loss=True)
             for key, value in forward.losses.items():
                 total = sum(value) if isinstance(value, (list, tuple)) else value
                 scale = self.task_weight if "loss" in key else 1.0
@@ -242,6 +246,18 @@ class Distiller(BaseModel):
         self._check_finite(terms, batch)
         return terms
 
+    def _own_batches(
+        self, active: Sequence[tuple[int, Method, float]], found: Mapping[str, Any], batch: Batch
+    ) -> dict[str, Batch]:
+        """What each trained member's own losses are computed on: the batch, with other targets where a link says so."""
+        own = dict.fromkeys(self.members, batch)
+        for index, method, _ in active:
+            if method.alters_targets:
+                seen = own[method.student]
+                targets = method.retarget(self._link_inputs(index, method, found, seen))
+                own[method.student] = replace(seen, targets=targets)
+        return own
+
     def _draw(self, index: int) -> int:
         """Decides the random numbers of one link in one step."""
         text = f"{self.seed}/{index}/{self.iteration}"
@@ -251,7 +267,7 @@ class Distiller(BaseModel):
         teachers = [[found[name][t].detach() for t, _ in method.taps] for name in method.teachers]
         return LinkInputs(
             teacher=teachers[0],
-            student=[found[method.student][s] for _, s in method.taps],
+            student=[found[method.student][s] for _, s in method.taps] if method.student in found else [],
             targets=batch.targets,
             progress=self.progress,
             ids=batch.ids,

@@ -77,6 +77,7 @@ class Method(nn.Module):
     - facts of the whole training split (labels, class means of the teacher): `wants_data = True` and `prepare(data)`;
     - random numbers: `batch.generator()`;
     - other images than the loader's: `alters_batch = True` and `alter(batch, generator)`;
+    - other targets of the student's own loss: `alters_targets = True` and `retarget(batch)`; then `forward` may be {};
     - a term that trains only the link's own parameters: name it in `own_terms`;
     - parameters that some steps leave out: `unused_parameters = True`, for distributed training.
 
@@ -94,6 +95,7 @@ class Method(nn.Module):
     wants_inputs: ClassVar[bool] = False
     wants_data: ClassVar[bool] = False
     alters_batch: ClassVar[bool] = False
+    alters_targets: ClassVar[bool] = False
     many_teachers: ClassVar[bool] = False
     own_terms: ClassVar[frozenset[str]] = frozenset()
     unused_parameters: ClassVar[bool] = False
@@ -148,6 +150,14 @@ class Method(nn.Module):
     def alter(self, batch: Batch, generator: torch.Generator) -> Batch:
         """The batch that every member sees instead; where `alters_batch`. Its targets may become (B, C) shares."""
         return batch
+
+    def retarget(self, batch: LinkInputs) -> Any:
+        """Targets of the student's own loss instead of `batch.targets`, which stay as they are; where `alters_targets`.
+
+        Called when the teachers have run and the student has not: `batch.student` is empty. Other links, and other
+        trained members, see the loader's targets; of two such links of one student the second gets what the first made.
+        """
+        return batch.targets
 
     def forward(self, batch: LinkInputs) -> dict[str, Tensor]:
         """Named scalar loss terms of one step."""

@@ -126,7 +126,7 @@ def describe_model(model: torch.nn.Module, cfg: Mapping[str, Any], example: Any)
         widths = [f"{k} {backbone[k]}" for k in ("depth", "base_channels", "widen_factor") if k in backbone]
         said = [" ".join([str(backbone.get("type", inner.get("type", ""))), *widths])]
     name = f"{kind} ({', '.join(said)})" if said else kind
-    flops = cost.count_flops(model, example) if isinstance(example, torch.Tensor) else None
+    flops = cost.count_flops(model, example) if isinstance(example, cost.Example) else None
     return ModelInfo(name=name, parameters=cost.count_parameters(model), flops=flops)
 
 
@@ -168,7 +168,7 @@ def _recipe(run: Ended) -> Recipe:
 
 def _cost(run: Ended) -> Cost:
     latency, example = run.latency_ms, _example(run.model, run.model.deploy)
-    if latency is None and isinstance(example, torch.Tensor):
+    if latency is None and isinstance(example, cost.Example):
         latency = cost.median_latency(run.model.deploy, example)
     return Cost(
         train_seconds=round(run.facts.train_seconds, 3),

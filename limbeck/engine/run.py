@@ -228,6 +228,7 @@ def _open_caches(model: Distiller, config: RunConfig, options: RunOptions, loade
         shapes = {tap: list(shape[1:]) for tap, shape in model.tap_shapes.get(name, {}).items()}
         if not shapes:
             continue
+        _check_rows(model, name, config.method)
         key = cache_key(
             teacher_hash=model.frozen_hashes[name],
             pipeline=dataset.pipeline(),
@@ -238,6 +239,16 @@ def _open_caches(model: Distiller, config: RunConfig, options: RunOptions, loade
         model.caches[name] = TeacherCache(
             options.cache / key[:32], shapes=shapes, samples=len(dataset), views=views, dtype=config.cache.dtype
         )
+
+
+def _check_rows(model: Distiller, name: str, method: str) -> None:
+    """Raises: ConfigError for a tap whose rows are not the samples of a batch."""
+    for tap, shape in model.tap_shapes[name].items():
+        if shape[:1] != (model.example_size,):
+            raise ConfigError(
+                f"tap {tap!r} of {name!r} gives {shape} for {model.example_size} samples, so a cache cannot keep it by "
+                f"sample; set cache=False for method {method}"
+            )
 
 
 def _runner(

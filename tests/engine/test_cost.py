@@ -211,3 +211,31 @@ def test_set_threads_bounds_torch(monkeypatch):
         assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(before)
+
+
+class Rows:
+    """Not a tensor, but measured as one."""
+
+    is_cuda = False
+
+    def __init__(self, values: torch.Tensor) -> None:
+        self.values = values
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __getitem__(self, index: slice) -> Rows:
+        return Rows(self.values[index])
+
+
+def test_what_has_length_and_slices_is_measured_as_a_tensor_is():
+    class Net(nn.Linear):
+        def forward(self, x):
+            return super().forward(x if isinstance(x, torch.Tensor) else x.values)
+
+    net, pixels = Net(3, 5), torch.zeros(4, 3)
+    assert cost.count_flops(net, Rows(pixels)) == cost.count_flops(net, pixels) == 2 * 15
+    assert cost.median_latency(net, Rows(pixels)) > 0
+    assert isinstance(pixels, cost.Example)
+    assert isinstance(Rows(pixels), cost.Example)
+    assert not isinstance({"x": pixels}, cost.Example)

@@ -1,0 +1,116 @@
+"""The base of data sets of LiDAR frames: whole batches of clouds of any size, with boxes and the metric's truth."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from limbeck.engine.data import ViewDataset
+from limbeck.errors import ConfigError
+from limbeck.pointcloud.data.augment import FlipTurnScale, in_range
+from limbeck.pointcloud.data.frames import CLASSES, Frame
+from limbeck.pointcloud.metrics import truth_tensors
+
+DESK_RANGE = (0.0, -20.48, -3.0, 40.96, 20.48, 1.0)
+KITTI_RANGE = (0.0, -39.68, -3.0, 69.12, 39.68, 1.0)
+_UNCOUNTED = 3  # KITTI's occlusion "unknown": the metric ignores such a box, found or not
+
+
+@lru_cache(maxsize=6)  # train, val and test of two benchmarks; the runs of a suite share them
+def _kept_frames(content_hash: str) -> dict[int, Frame]:
+    return {}
+
+
+class LidarDataset(ViewDataset):
+    """A split of LiDAR frames; subclasses implement `frame` and `__len__`.
+
+    A batch has `inputs`, a list of float32 (P, 4), and `data_samples` with lists of boxes float32 (M, 7) and labels
+    int64 (M,) of the three classes, ids and views; where nothing is augmented also `truth`, what `truth_tensors` gives
+    of the frames as labelled. Points are shuffled with each augmentation, since voxels keep the first ones.
+
+    Args:
+        split: 'train', 'val' or 'test'.
+        augment: `FlipTurnScale` or None; its random numbers depend on seed, view and sample id alone.
+        views, seed: see ViewDataset.
+        point_cloud_range: of the detectors: objects whose centre is out of it along x or y are not counted by the
+            metric. Their points stay.
+
+    Attributes:
+        keeps: hold every frame in memory once it was asked for, for all data sets of this content in the process.
+    """
+
+    classes = list(CLASSES)
+    keeps = False
+
+    def __init__(
+        self,
+        split: str,
+        *,
+        augment: FlipTurnScale | None,
+        views: int,
+        seed: int,
+        point_cloud_range: Sequence[float],
+    ) -> None:
+        super().__init__(split, views=views, seed=seed, augment=augment)
+        if seed < 0:
+            raise ConfigError(f"seed of {self.name}'s augmentation is 0 or more; got {seed}")
+        self.point_cloud_range = tuple(float(n) for n in point_cloud_range)
+        in_range(np.zeros((0, 3)), np.zeros((0, 7)), self.point_cloud_range)  # or it says what is wrong
+
+    def frame(self, sample: int) -> Frame:
+        """A sample as it is labelled."""
+        raise NotImplementedError
+
+    def stored(self, sample: int) -> Frame:
+        """A sample before augmentation; what is out of range does not count."""
+        kept = _kept_frames(self.content_hash) if self.keeps else {}
+        if sample not in kept:
+            whole = self.frame(sample)
+            _, inside = in_range(whole.points[:0], whole.boxes, self.point_cloud_range)
+            kept[sample] = replace(whole, occluded=np.where(inside, whole.occluded, _UNCOUNTED))
+        return kept[sample]
+
+    def pipeline(self) -> dict[str, Any]:
+        """Everything that decides the points."""
+        return super().pipeline() | {"point_cloud_range": list(self.point_cloud_range)}
+
+    def __getitems__(self, indices: Sequence[int]) -> dict[str, Any]:
+        ids = np.asarray(indices, dtype=np.int64)
+        frames = [self.stored(int(sample)) for sample in ids]
+        shown = [self._shown(int(sample), frame) for sample, frame in zip(ids, frames)]
+        samples: dict[str, Any] = {
+            "boxes": [boxes for _, boxes, _ in shown],
+            "labels": [labels for _, _, labels in shown],
+            "ids": torch.from_numpy(ids),
+            "views": torch.full((len(ids),), self.view, dtype=torch.int64),
+        }
+        if self.augment is None:
+            samples["truth"] = truth_tensors(frames)
+        return {"inputs": [points for points, _, _ in shown], "data_samples": samples}
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """One sample, without batch axis."""
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"index {index} of a data set of {len(self)}")
+        batch = self.__getitems__([index % len(self)])
+        samples = dict(batch["data_samples"])
+        truth = samples.pop("truth", None)
+        one = {name: value[0] for name, value in samples.items()}
+        one |= {} if truth is None else {"truth": {name: value[0] for name, value in truth.items()}}
+        return {"inputs": batch["inputs"][0], "data_samples": one}
+
+    def _shown(self, sample: int, frame: Frame) -> tuple[Tensor, Tensor, Tensor]:
+        """Points, boxes and labels of the three classes, in the current view."""
+        ours = frame.labels >= 0
+        points, boxes = frame.points, frame.boxes[ours]
+        if self.augment is not None:
+            rng = np.random.default_rng([self.seed, self.view, sample])
+            points, boxes = self.augment(points, boxes, rng)
+            points = points[rng.permutation(len(points))]
+        return tuple(torch.from_numpy(np.ascontiguousarray(part)) for part in (points, boxes, frame.labels[ours]))  # type: ignore[return-value]

@@ -1,0 +1,1 @@
+"""Distillation methods of 3D detection on point clouds; each file registers its own."""
