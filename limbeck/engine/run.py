@@ -40,7 +40,7 @@ from limbeck.engine.record import RunRecord, config_hash, write_failure, write_r
 from limbeck.engine.registry import METRICS
 from limbeck.engine.report import Ended, build_failure, build_record
 from limbeck.engine.runner import DistillRunner, build_optim_wrapper
-from limbeck.engine.weights import save_weights
+from limbeck.engine.weights import load_state, save_weights
 from limbeck.errors import ConfigError, TrainingStopped
 
 STUDENT_FILE = "student.safetensors"
@@ -149,7 +149,7 @@ def _train(config: RunConfig, options: RunOptions, folder: Path, device: torch.d
     if rank:
         return None
     if keep and select.state is not None:
-        model.deploy.load_state_dict(select.state)
+        load_state(model.deploy, select.state)
     where = cost.environment(device, concurrent_jobs=options.concurrent_jobs, world_size=world)
     ended = partial(
         Ended,

@@ -167,5 +167,17 @@ def load_into(model: nn.Module, path: str | Path, *, sha256: str | None = None) 
         parts = [("lacks", missing), ("has unknown", extra), ("has other shapes for", wrong)]
         said = "; ".join(f"{verb} {', '.join(keys[:3])}{' …' if len(keys) > 3 else ''}" for verb, keys in parts if keys)
         raise CorruptFile(f"{path} does not fit the model: it {said}; name the weights of this architecture")
-    model.load_state_dict(state)
+    load_state(model, state)
     return metadata
+
+
+def load_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Load tensors by name, every one of them, from a plain mapping such as a file gives.
+
+    torch's own state dicts also say in which version each module wrote its tensors. Without that, mmdetection3d's
+    sparse convolutions take a kernel for one of spconv 1 and move its axes: loudly where they differ, else silently.
+    """
+    named = model.state_dict()  # a dict with the versions of today's modules
+    named.clear()
+    named.update(state)
+    model.load_state_dict(named)

@@ -8,6 +8,7 @@ from typing import Any
 
 from mmdet3d.models.detectors import VoxelNet
 from mmdet3d.registry import MODELS
+from mmdet3d.structures import LiDARInstance3DBoxes
 from mmdet3d.utils import register_all_modules
 from mmengine.config import ConfigDict
 from mmengine.logging import MMLogger
@@ -49,16 +50,21 @@ class VoxelDetector(VoxelNet):
         """Maps of the neck, a list of one (B, C, H, W)."""
         return self.maps(self.encode(batch_inputs_dict), batch_inputs_dict)
 
+    def results(self, inputs: Voxels) -> list[Any]:
+        """mmdetection3d's boxes of each cloud after suppression."""
+        metas = [dict(box_type_3d=LiDARInstance3DBoxes)] * len(inputs)
+        return self.bbox_head.predict_by_feat(*self.bbox_head(self.extract_feat(inputs)), batch_input_metas=metas)
+
     def forward(self, inputs: Voxels, data_samples: Any = None, mode: str = "tensor") -> Any:  # type: ignore[override]
         """The head's outputs as a flat tuple; losses and boxes are the task adapter's."""
         return tuple(level for part in self.bbox_head(self.extract_feat(inputs)) for level in part)
 
 
-def build_detector(config: Mapping[str, Any], grid: Grid, num_classes: int) -> VoxelDetector:
+def build_detector(config: Mapping[str, Any], grid: Grid, num_classes: int, kind: Any = VoxelDetector) -> Any:
     """A detector with the weights that mmdetection3d's own `init_weights` draws.
 
     Args:
-        config: arguments of mmdetection3d's VoxelNet.
+        config: arguments of mmdetection3d's VoxelNet, or of what else `kind` is.
     """
     register_all_modules(init_default_scope=False)
     for said in NOISE:
@@ -66,7 +72,7 @@ def build_detector(config: Mapping[str, Any], grid: Grid, num_classes: int) -> V
     args = {key: ConfigDict(value) if isinstance(value, dict) else value for key, value in config.items()}
     with DefaultScope.overwrite_default_scope("mmdet3d"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # its head warns of options that it deprecates
-        model = VoxelDetector(**args)
+        model = kind(**args)
     logger = MMLogger.get_current_instance()
     level = logger.level
     logger.setLevel("ERROR")  # it writes three lines a parameter

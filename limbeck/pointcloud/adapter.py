@@ -37,7 +37,7 @@ class VoxelPreprocessor(BaseDataPreprocessor):
 
 @ADAPTERS.register_module()
 class PointCloudAdapter(TaskAdapter):
-    """mmdetection3d's voxel detectors with an anchor head, as `limbeck.pointcloud.models` builds them.
+    """mmdetection3d's voxel detectors with an anchor head, and PointRCNN, as `limbeck.pointcloud.models` builds them.
 
     A batch is voxelised once; every member with the deployed one's grid gets the very same `Voxels`, so that row i of
     their voxel encoders is the same voxel. One with another grid gets the same points, voxelised by its own.
@@ -45,10 +45,11 @@ class PointCloudAdapter(TaskAdapter):
     Offered taps: the head's maps `cls_logits` (B, A · K, H, W), `box_outputs` (B, A · 7, H, W) and `dir_logits` (B,
     A · 2, H, W), A anchors a cell, class by class; and `decoded_boxes` (B, 256, 9), the boxes of the highest scores
     before any suppression, best first: x, y, z of the bottom centre, length, width, height, yaw, score, label; label −1
-    is padding. Of a member without losses only what is tapped runs: for a tap on `voxel_encoder` nothing behind it.
+    is padding. Of PointRCNN, which has points of a cloud in the place of voxels, instead `fp_features` (B, C, N), a
+    column a point. Of a member without losses only what is tapped runs: for a tap on `voxel_encoder` nothing behind it.
     """
 
-    offers = ("cls_logits", "box_outputs", "dir_logits", "decoded_boxes")
+    offers = ("cls_logits", "box_outputs", "dir_logits", "decoded_boxes", "fp_features")
 
     def preprocessor(self, deploy: nn.Module) -> VoxelPreprocessor:
         """Voxelises by the deployed member's grid."""
@@ -80,12 +81,15 @@ class PointCloudAdapter(TaskAdapter):
         return kept[grid]
 
     def forward(self, model: nn.Module, inputs: Any, batch: Batch, *, with_loss: bool) -> Forward:
-        """Losses are mmdetection3d's: `bbox_head.loss_cls`, `.loss_bbox`, `.loss_dir`. Clouds may be without objects.
+        """Losses are mmdetection3d's: `bbox_head.loss_cls`, `.loss_bbox`, `.loss_dir`; of PointRCNN, those of both
+        stages, `rpn_head.…` and `roi_head.…`. Clouds may be without objects.
 
         Raises: ConfigError for labels that are no class of the model, and for a batch without a point in range.
         """
-        net = cast(Any, model)
-        head, device = net.bbox_head, inputs.voxels.device.type
+        net, device = cast(Any, model), inputs.voxels.device.type
+        if hasattr(net, "roi_head"):
+            return self._two_stages(net, inputs, batch, with_loss=with_loss)
+        head = net.bbox_head
         if with_loss:
             instances = self._instances(net, inputs, batch)
             outputs = head(net.extract_feat(inputs))
@@ -102,6 +106,22 @@ class PointCloudAdapter(TaskAdapter):
             features()
         return Forward({}, _offers(head, outputs))
 
+    def _two_stages(self, net: Any, inputs: Voxels, batch: Batch, *, with_loss: bool) -> Forward:
+        """PointRCNN's losses are `rpn_head.<loss>` and `roi_head.<loss>`."""
+        features = once(lambda: net.features(inputs), inputs.voxels.device.type)
+        losses = {}
+        if with_loss:
+            found = net.losses(features(), self._instances(net, inputs, batch))
+            losses = {
+                name.replace("rpn_", "rpn_head.") if "rpn" in name else f"roi_head.{name}": _total(value)
+                for name, value in found.items()
+            }
+        elif _tapped(net.rpn_head):
+            net.rpn_head(dict(features()))
+        elif _tapped(net.backbone, net.neck):
+            features()
+        return Forward(losses, {"fp_features": lambda: features()["fp_features"]})
+
     def predict(self, model: nn.Module, inputs: Any, batch: Batch) -> list[dict[str, Tensor]]:
         """One dict for the batch, on the CPU; mmdetection3d's boxes after suppression, best first.
 
@@ -109,12 +129,8 @@ class PointCloudAdapter(TaskAdapter):
         most of one cloud, at least 1. Also ids (B,), `classes` (the number) and the labelled frames, where known: see
         `limbeck.pointcloud.metrics.truth_tensors`.
         """
-        from mmdet3d.structures import LiDARInstance3DBoxes
-
         net = cast(Any, model)
-        metas = [dict(box_type_3d=LiDARInstance3DBoxes)] * len(inputs)
-        results = net.bbox_head.predict_by_feat(*net.bbox_head(net.extract_feat(inputs)), batch_input_metas=metas)
-        found = padded_boxes(results, inputs.voxels.device) | {"classes": torch.tensor(_classes(net))}
+        found = padded_boxes(net.results(inputs), inputs.voxels.device) | {"classes": torch.tensor(_classes(net))}
         found |= {} if batch.ids is None else {"ids": batch.ids}
         found |= batch.extra.get("truth") or {}
         return [{name: value.detach().cpu() for name, value in found.items()}]

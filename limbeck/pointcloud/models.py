@@ -15,6 +15,7 @@ from torch import nn
 
 from limbeck.engine.registry import MODELS, require
 from limbeck.errors import ConfigError, UnknownName
+from limbeck.pointcloud.points import PointGrid
 from limbeck.pointcloud.voxels import DESK_PILLAR, DESK_RANGE, Grid
 
 PEDESTRIAN, CYCLIST, CAR = (
@@ -157,6 +158,30 @@ def SECONDDetector(  # noqa: N802 - configs name it as a class
     return _built(config, grid, num_classes)
 
 
+@MODELS.register_module(name="mmdet3d")
+def mmdet3d_model(config: Mapping[str, Any], points: Mapping[str, Any] | None = None) -> nn.Module:
+    """A VoxelNet with an anchor head, or a PointRCNN, from mmdetection3d's own config; random weights.
+
+    Args:
+        config: mmdetection3d's `model`, such as `limbeck.pointcloud.paper_models` gives; its data_preprocessor is read
+            for a VoxelNet's grid alone.
+        points: of a PointRCNN: `point_cloud_range`, `count` of points that a cloud has, and `far`; see `PointGrid`.
+    Raises: ExtraMissing; ConfigError for another type, and for `points` that are missing or too many.
+    """
+    parts = dict(config)
+    kind, ready = parts.pop("type", None), dict(parts.pop("data_preprocessor", None) or {})
+    if kind not in ("VoxelNet", "PointRCNN"):
+        raise ConfigError(f"model mmdet3d builds a VoxelNet or a PointRCNN; got type {kind!r}")
+    if (kind == "PointRCNN") != (points is not None):
+        raise ConfigError("model mmdet3d: points (point_cloud_range, count, far) are for PointRCNN, which needs them")
+    if points is not None:
+        grid: Grid = PointGrid.covering(**points)
+        return _built(parts, grid, parts["rpn_head"]["num_classes"], two_stages=True)
+    layer = ready["voxel_layer"]
+    grid = Grid.of(layer["point_cloud_range"], layer["voxel_size"], layer["max_num_points"], layer["max_voxels"])
+    return _built(parts, grid, parts["bbox_head"]["num_classes"])
+
+
 def _scaled(width: float, factor: float) -> int:
     found = round(width * factor)
     if found < 1:
@@ -252,11 +277,12 @@ def _test_cfg(
     )
 
 
-def _built(config: Mapping[str, Any], grid: Grid, num_classes: int) -> nn.Module:
+def _built(config: Mapping[str, Any], grid: Grid, num_classes: int, *, two_stages: bool = False) -> nn.Module:
     require("mmdet3d", "a detector on point clouds", "pointcloud")
     from limbeck.engine.mmcv_ops import install
 
     install()
-    from limbeck.pointcloud._detector import build_detector
+    from limbeck.pointcloud._detector import VoxelDetector, build_detector
+    from limbeck.pointcloud._point_detector import PointDetector
 
-    return build_detector(config, grid, num_classes)
+    return build_detector(config, grid, num_classes, PointDetector if two_stages else VoxelDetector)

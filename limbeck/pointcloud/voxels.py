@@ -76,6 +76,12 @@ class Grid:
         low, high = (points.new_tensor(side[:2]) for side in (self.point_cloud_range, self.point_cloud_range[3:]))
         return ((points[:, :2] >= low) & (points[:, :2] < high)).all(1)
 
+    def cut(self, cloud: Tensor, *, training: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """One cloud (P, F): voxels (n, max_points, F), their z, y, x (n, 3), and how many points each has (n,)."""
+        layer = _layer(self)
+        layer.train(training)
+        return layer(cloud)
+
 
 @dataclass(frozen=True, slots=True)
 class Voxels:
@@ -121,14 +127,12 @@ class Voxels:
 
 @torch.no_grad()
 def voxelize(points: Sequence[Tensor], grid: Grid, *, training: bool = False) -> Voxels:
-    """Clouds (P, F) as voxels in the order of their first points, by mmdetection3d's hard voxelisation.
+    """Clouds (P, F) as voxels in the order of their first points, by mmdetection3d's hard voxelisation or `grid.cut`.
 
     Nothing is drawn: the first `max_points` of a voxel and the first `max_voxels` voxels of a cloud stay. Points out of
     range are dropped.
     """
-    layer = _layer(grid)
-    layer.train(training)
-    found = [layer(cloud) for cloud in points]
+    found = [grid.cut(cloud, training=training) for cloud in points]
     coors = [F.pad(coors, (1, 0), value=cloud) for cloud, (_, coors, _) in enumerate(found)]
     voxels, _, counts = zip(*found, strict=True)
     return Voxels(torch.cat(voxels), torch.cat(counts), torch.cat(coors), tuple(points), grid, training)

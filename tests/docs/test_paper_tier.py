@@ -17,7 +17,7 @@ def row(name: str) -> str:
     return f"| `{name}` | {teacher} | {student} | {' | '.join(alone)} | {', '.join(others) or '–'} |"
 
 
-@pytest.mark.parametrize("package", ["vision", "segmentation", "detection"])
+@pytest.mark.parametrize("package", ["vision", "segmentation", "detection", "pointcloud"])
 def test_the_page_lists_every_pair_with_its_figures(package: str) -> None:
     page = (ROOT / "docs" / f"{package}-paper-tier.md").read_text(encoding="utf-8")
     found = [line for line in page.splitlines() if line.startswith(f"| `{package}/")]

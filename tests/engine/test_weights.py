@@ -23,6 +23,7 @@ from limbeck.engine.weights import (
     check_sha256,
     hash_state,
     load_into,
+    load_state,
     read_weights,
     save_weights,
     sha256_file,
@@ -133,6 +134,34 @@ def test_load_into_makes_the_models_equal_and_gives_metadata(tmp_path):
     save_weights(tmp_path / "w", source.state_dict(), metadata={"a": "b"})
     assert load_into(target, tmp_path / "w") == {"a": "b"}
     assert hash_state(target.state_dict()) == hash_state(source.state_dict())
+
+
+class Versioned(nn.Module):
+    """Turns a kernel that no version is said of, as mmdetection3d's sparse convolutions do."""
+
+    _version = 2
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(3, 3))
+
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, *args):
+        if local_metadata.get("version") != 2:
+            state_dict[f"{prefix}weight"] = state_dict[f"{prefix}weight"].t()
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+
+
+def test_modules_are_told_their_version(tmp_path):
+    source, target = nn.Sequential(Versioned()), nn.Sequential(Versioned())
+    target.load_state_dict(dict(source.state_dict()))
+    assert torch.equal(target[0].weight, source[0].weight.t())  # what a plain dict does
+    load_state(target, dict(source.state_dict()))
+    assert torch.equal(target[0].weight, source[0].weight)
+    save_weights(tmp_path / "w", source.state_dict(), metadata={})
+    load_into(target, tmp_path / "w")
+    assert torch.equal(target[0].weight, source[0].weight)
+    with pytest.raises(RuntimeError, match="Missing key"):
+        load_state(target, {})
 
 
 def test_saving_does_not_change_the_state(tmp_path):
