@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
+
+_PAIRS_AT_ONCE = 1 << 20
 
 
 def dynamic_voxelize_forward(
@@ -126,8 +130,11 @@ def dynamic_point_to_voxel_backward(
     grad_feats[winner[voxel, channel], channel] = grad_reduced_feats[voxel, channel]
 
 
-def _inside(points: Tensor, boxes: Tensor) -> Tensor:
-    """Whether points (..., M, 3) lie in boxes (..., T, 7), as (..., M, T); open sideways, closed in height."""
+def inside_boxes(points: Tensor, boxes: Tensor) -> Tensor:
+    """Whether points (..., M, 3) lie in boxes (..., T, 7), as (..., M, T); open sideways, closed in height.
+
+    A box is (x, y, z of the bottom centre, sizes along x, y, z, yaw).
+    """
     offset = points[..., :, None, :] - boxes[..., None, :, :3]
     size, yaw = boxes[..., None, :, 3:6], boxes[..., None, :, 6]
     cos, sin = yaw.cos(), yaw.sin()
@@ -146,7 +153,8 @@ def points_in_boxes_cpu_forward(boxes_tensor: Tensor, pts_tensor: Tensor, pts_in
         pts_tensor: (M, 3).
         pts_indices_tensor: int (T, M).
     """
-    pts_indices_tensor.copy_(_inside(pts_tensor, boxes_tensor).T)
+    for rows in _blocks(len(pts_tensor), len(boxes_tensor)):
+        pts_indices_tensor[:, rows] = inside_boxes(pts_tensor[rows], boxes_tensor).T.to(pts_indices_tensor.dtype)
 
 
 def points_in_boxes_all_forward(boxes_tensor: Tensor, pts_tensor: Tensor, box_idx_of_points_tensor: Tensor) -> None:
@@ -155,7 +163,9 @@ def points_in_boxes_all_forward(boxes_tensor: Tensor, pts_tensor: Tensor, box_id
     Args:
         boxes_tensor: (B, T, 7), pts_tensor: (B, M, 3); as for `points_in_boxes_cpu_forward`.
     """
-    box_idx_of_points_tensor.copy_(_inside(pts_tensor, boxes_tensor))
+    for boxes, points, found in zip(boxes_tensor, pts_tensor, box_idx_of_points_tensor):
+        for rows in _blocks(len(points), len(boxes)):
+            found[rows] = inside_boxes(points[rows], boxes).to(found.dtype)
 
 
 def points_in_boxes_part_forward(boxes_tensor: Tensor, pts_tensor: Tensor, box_idx_of_points_tensor: Tensor) -> None:
@@ -167,5 +177,13 @@ def points_in_boxes_part_forward(boxes_tensor: Tensor, pts_tensor: Tensor, box_i
     """
     if not boxes_tensor.shape[1]:
         return
-    found, index = _inside(pts_tensor, boxes_tensor).max(-1)
-    box_idx_of_points_tensor[found] = index[found].to(box_idx_of_points_tensor.dtype)
+    for boxes, points, index in zip(boxes_tensor, pts_tensor, box_idx_of_points_tensor):
+        for rows in _blocks(len(points), len(boxes)):
+            found, first = inside_boxes(points[rows], boxes).max(-1)
+            index[rows] = torch.where(found, first.to(index.dtype), index[rows])
+
+
+def _blocks(points: int, boxes: int) -> Iterator[slice]:
+    """Slices of the points; PointRCNN tests all of its 16,384 against a box each, of which a copy would take 1 GB."""
+    step = max(_PAIRS_AT_ONCE // max(boxes, 1), 1)
+    return (slice(start, start + step) for start in range(0, points, step))

@@ -2,7 +2,8 @@
 
 `mmcv-lite` ships the Python side of mmcv's operators and not the compiled module behind them. `install` puts a module
 of the same name in its place, before mmdet, mmseg or mmdet3d are imported. The stand-ins follow mmcv 2.1's conventions
-(argument names and order, results written into the tensors handed in) on whatever device the tensors are.
+(argument names and order, results written into the tensors handed in) on whatever device the tensors are; mmcv's
+wrappers that ask for a CUDA device regardless are replaced with them.
 """
 
 from __future__ import annotations
@@ -30,6 +31,20 @@ _OPS_BY_FILE = {
         "roi_align_forward",
         "sigmoid_focal_loss_backward",
         "sigmoid_focal_loss_forward",
+    ),
+    "_mmcv_pointnet": (
+        "ball_query_forward",
+        "furthest_point_sampling_forward",
+        "furthest_point_sampling_with_dist_forward",
+        "gather_points_backward",
+        "gather_points_forward",
+        "group_points_backward",
+        "group_points_forward",
+        "knn_forward",
+        "roipoint_pool3d_forward",
+        "three_interpolate_backward",
+        "three_interpolate_forward",
+        "three_nn_forward",
     ),
     "_mmcv_points": (
         "dynamic_point_to_voxel_backward",
@@ -83,6 +98,7 @@ def install() -> Literal["compiled", "fallback"]:
         found = _build_fallback()
         sys.modules[_EXT] = found
         importlib.import_module("mmcv").__dict__["_ext"] = found
+        importlib.import_module("limbeck.engine._mmcv_wrappers").replace_wrappers()
     _patch_spconv_when_imported()
     return "fallback" if isinstance(found, _FallbackOps) else "compiled"
 

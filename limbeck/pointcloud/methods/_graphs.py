@@ -86,6 +86,8 @@ def nearest_rows(features: Tensor, centres: Tensor, count: int, *, chunk: int = 
     [[1, 0]]
     """
     count = min(count, len(features))
+    if count == 1:
+        return centres[:, None]
     features = features.detach().float()
     squares = features.square().sum(1)
     found = [_nearest(features, squares, part, count, block) for part in centres.split(chunk)]

@@ -178,7 +178,10 @@ class _Cut:
                         "PointPillars and SECOND with an anchor head"
                     )
                 self.state[key] = self.theirs[key]
-        return {key: self.state[key].to(value, copy=True) for key, value in self.mine.items()}
+        # In place: the dict says by its metadata that sparse kernels are in spconv 2's order, else loading moves axes.
+        for key, value in self.mine.items():
+            self.mine[key] = self.state[key].to(value, copy=True)
+        return self.mine
 
 
 def _choose(way: str, weight: Tensor, scale: Tensor | None, count: int) -> Tensor:

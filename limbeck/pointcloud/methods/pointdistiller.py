@@ -213,7 +213,9 @@ class PointDistiller(Method):
         kind, settings = self.settings[index]
         total = settings.num_voxels * (1 if kind == "rows" else rows.clouds)
         share = total if settings.scope == "batch" else max(total // max(rows.clouds, 1), 1)
-        graphs = build_graphs(rows, replace(settings, num_voxels=share), sampling=self.sampling, generator=generator)
+        near = settings.kneighbours if self.graph else 1
+        sized = replace(settings, num_voxels=share, kneighbours=near)
+        graphs = build_graphs(rows, sized, sampling=self.sampling, generator=generator)
         teacher, student = self.teacher_layers[index], self.student_layers[index]
         if not self.graph:
             self._log(graphs)

@@ -16,7 +16,7 @@ from limbeck.errors import ConfigError, ShapeMismatch, UnknownName
 from limbeck.pointcloud.methods._inherit import WAYS, inherited_state
 from limbeck.pointcloud.methods.tgi import TGI
 from tests.pointcloud.methods.clouds import voxels
-from tests.pointcloud.methods.detectors import HeightStacked, Pillars, randomised
+from tests.pointcloud.methods.detectors import HeightStacked, Pillars, build, randomised
 from tests.vision.methods import conftest as common
 
 pytest.importorskip("mmdet3d")
@@ -138,6 +138,26 @@ def test_once_for_all_keeps_the_kernels_of_largest_norm_whatever_their_order() -
     torch.testing.assert_close(
         students[0].state_dict()["voxel_encoder.pfn_layers.0.linear.weight"], linear[kept], rtol=0, atol=0
     )
+
+
+def sparse(base: int, out: int, stages: tuple[int, int]) -> HeightStacked:
+    """With mmdetection3d's sparse encoder in the place of the dense one; its forward is not run here."""
+    net = HeightStacked((base, out), stages)
+    channels = ((base,), (2 * base,))
+    layers = dict(base_channels=base, output_channels=out, encoder_channels=channels, encoder_paddings=((1,), (1,)))
+    net.middle_encoder = build(dict(type="SparseEncoder", in_channels=4, sparse_shape=[9, 32, 32], **layers))
+    return net
+
+
+def test_sparse_kernels_stay_in_their_order_when_loaded() -> None:
+    pytest.importorskip("spconv")
+    teacher, student, twin = sparse(8, 12, (8, 12)), sparse(4, 6, (5, 7)), sparse(8, 12, (8, 12))
+    for net in (student, twin):
+        net.load_state_dict(inherited_state(net, teacher))
+    whole, cut = teacher.state_dict(), student.state_dict()
+    assert all(torch.equal(value, whole[name]) for name, value in twin.state_dict().items())
+    name = "middle_encoder.encoder_layers.encoder_layer2.0.0.weight"
+    torch.testing.assert_close(cut[name], whole[name][:8, ..., :4], rtol=0, atol=0)
 
 
 def test_networks_that_do_not_fit_are_named() -> None:
