@@ -77,7 +77,7 @@ def to_points(cloud: Any) -> np.ndarray:
     fault = points_fault(cloud)
     if fault:
         raise UserError(f"not a LiDAR cloud: {fault}; give {WANTED}")
-    return np.ascontiguousarray(cloud, np.float32)
+    return np.array(cloud, np.float32)  # a copy: what was read from a file cannot be written to, which torch warns of
 
 
 def read_cloud(path: Path) -> np.ndarray:

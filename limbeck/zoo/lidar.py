@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -140,7 +141,8 @@ class CloudDetector:
             int(named(source, lambda one=one: self.preprocess.seen(one)).sum()) for source, one in zip(sources, points)
         ]
         inputs = self.preprocess.voxels(points, next(self.model.parameters()).device)
-        with torch.inference_mode():
+        with torch.inference_mode(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # mmdetection3d's anchors call torch in a way that is to change
             (found,) = self._adapter.predict(self.model, inputs, self._adapter.batch(inputs, None))
         classes = self.card.classes
         for row, source in enumerate(sources):

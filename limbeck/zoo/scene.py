@@ -76,7 +76,12 @@ def scene_page(prediction: LidarPrediction) -> str:
         ),
     )
     figure = graph_objects.Figure([_points(prediction), *_boxes(prediction)], layout)
-    return figure.to_html(include_plotlyjs=True, full_html=True, config=dict(displaylogo=False, responsive=True))
+    plot = figure.to_html(include_plotlyjs=True, full_html=False, config=dict(displaylogo=False, responsive=True))
+    style = "html, body { margin: 0; height: 100%; overflow: hidden } body > div { height: 100% }"
+    return (
+        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{title}</title>\n'
+        f"<style>{style}</style>\n</head>\n<body>\n{plot}\n</body>\n</html>\n"
+    )
 
 
 def _points(prediction: LidarPrediction) -> dict[str, Any]:
