@@ -152,6 +152,35 @@ def masks(
 
 
 @app.command()
+def voxels(
+    benchmark: str,
+    results: ResultsFolder = RESULTS,
+    runs: Annotated[
+        Path | None, typer.Option(help="Folder of a suite's runs, for teachers that the zoo does not have.")
+    ] = None,
+    out: SiteFolder = SITE,
+    count: Annotated[int, typer.Option(min=1, help="Frames of the validation split, drawn at random.")] = 3,
+    pair: Annotated[str | None, typer.Option(help="Only this one.")] = None,
+) -> None:
+    """Draw which voxels PointDistiller compares in LiDAR frames and how they are weighted, for the page.
+
+    Example: limbeck leaderboard voxels lidar-scenes --results out/lidar/records --runs out/lidar/runs
+    """
+    from limbeck.engine.suite import benchmarks_of
+    from limbeck.leaderboard.store import load_results
+    from limbeck.leaderboard.voxels import draw_voxels, plan_voxels
+    from limbeck.zoo import weight_files
+    from limbeck.zoo.overlay import draw_legend
+
+    names = benchmarks_of([benchmark]) or []
+    loaded = load_results(results, benchmarks=names)
+    for plan in plan_voxels(loaded, names, weights=weight_files(), runs=runs, pair=pair):
+        path, _ = draw_voxels(plan, out, results=results, legend=draw_legend, count=count)
+        typer.echo(f"{plan.record.id}\n{path}")
+    typer.echo(f"shown on the page by: limbeck leaderboard build --results {results} --out {out}", err=True)
+
+
+@app.command()
 def compare(
     benchmark: str,
     a: str,

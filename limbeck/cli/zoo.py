@@ -11,7 +11,7 @@ import typer
 from limbeck.errors import ConfigError
 
 if TYPE_CHECKING:
-    from limbeck.zoo.card import Card
+    from limbeck.zoo.card import Card, CloudPreprocessing, Preprocessing
     from limbeck.zoo.predictor import Predictor
 
 app = typer.Typer(no_args_is_help=True)
@@ -93,12 +93,14 @@ def info(name: NameArgument, json: JsonOption = False) -> None:
 @app.command()
 def predict(
     name: NameArgument,
-    paths: Annotated[list[Path], typer.Argument(help="Image files, and folders of them.")],
+    paths: Annotated[
+        list[Path], typer.Argument(help="Image files, of a LiDAR detector .bin files of clouds, and folders of them.")
+    ],
     out: Annotated[
         Path | None,
         typer.Option(
             help="Write all predictions to this JSON file; of a segmentation and a detector, the folder that gets "
-            "pictures (default out/predict)."
+            "pictures and pages (default out/predict)."
         ),
     ] = None,
     top_k: Annotated[
@@ -107,7 +109,7 @@ def predict(
     score: Annotated[
         float | None, typer.Option(min=0, max=1, help="Least score of a detector's boxes; default 0.3.")
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 32,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images at a time; 4 clouds at most.")] = 32,
     invert: Annotated[bool, typer.Option("--invert", help="Swap black and white first: dark ink on paper.")] = False,
     device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "cpu",
     json: JsonOption = False,
@@ -116,8 +118,12 @@ def predict(
     picture with labelled boxes and a JSON file of them.
 
     Both get the whole image, resized; a map is brought back to the image's size by nearest, and boxes to its pixels.
+    A LiDAR detector reads clouds, .bin files of 4 float32 a point as KITTI's, and writes a picture from above, a JSON
+    file of the boxes in metres, and a page that shows cloud and boxes in 3D.
 
     Example: limbeck zoo predict resnet8w4.digits_kd seven.png scans/ --out predictions.json
+
+    Example: limbeck zoo predict pointpillars16.lidar-scenes_pointdistiller 000008.bin --score 0.4
     """
     from limbeck.engine.weights import write_json
     from limbeck.zoo import Predictor
@@ -128,7 +134,7 @@ def predict(
         name, device, batch_size, top_k=top_k or 1, invert=invert, score=SCORE if score is None else score
     )
     _check_options(predictor.card, top_k, score)
-    if predictor.card.detects:
+    if predictor.card.detects or predictor.card.detects_3d:
         _predict_boxes(predictor, paths, out or Path("out/predict"), json=json)
         return
     if predictor.card.segments:
@@ -166,30 +172,37 @@ def _predict_maps(predictor: Predictor, paths: list[Path], out: Path, top: int, 
 
 
 def _check_options(card: Card, top_k: int | None, score: float | None) -> None:
-    if card.detects and top_k is not None:
+    finds_boxes = card.detects or card.detects_3d
+    if finds_boxes and top_k is not None:
         raise ConfigError(f"--top-k is of classes, and {card.name} is a detector; leave out boxes by --score instead")
-    if not card.detects and score is not None:
+    if not finds_boxes and score is not None:
         raise ConfigError(f"--score is of a detector's boxes, and {card.name} is of {card.task}; leave it out")
 
 
 def _predict_boxes(predictor: Predictor, paths: list[Path], out: Path, *, json: bool) -> None:
-    """Write picture and boxes of a detector, and print a line, or a JSON object, for each image."""
+    """Write what a detector found in each image or cloud, and print a line, or a JSON object, for each."""
     from limbeck.engine.output import check_output
     from limbeck.zoo.boxes import BOXES, write_boxes
+    from limbeck.zoo.clouds import cloud_files
     from limbeck.zoo.overlay import OVERLAY, plan_outputs
+    from limbeck.zoo.scene import ABOVE, PAGE, write_scene
 
-    plan = plan_outputs(paths, out, (OVERLAY, BOXES))
+    if clouds := predictor.card.detects_3d:
+        plan = plan_outputs(paths, out, (ABOVE, BOXES, PAGE), cloud_files)
+    else:
+        plan = plan_outputs(paths, out, (OVERLAY, BOXES))
     check_output(out)
     rows = []
     for found, (_, stem) in zip(_with_bar(predictor, [file for file, _ in plan]), plan):
-        rows.append(write_boxes(found, stem))
+        rows.append(write_scene(found, stem) if clouds else write_boxes(found, stem))
         if not json:
             counts = [f"{label} {count}" for label, count in found.counts.items()]
             typer.echo("\t".join([str(found.source), *(counts or ["nothing found"])]))
     if json:
         _print_json(rows)
     else:
-        typer.echo(f"{len(rows)} pictures and JSON files of boxes in {out}", err=True)
+        what = "pictures, JSON files of boxes and 3D pages" if clouds else "pictures and JSON files of boxes"
+        typer.echo(f"{len(rows)} {what} in {out}", err=True)
 
 
 def _with_bar(predictor: Predictor, files: list[Path]) -> Iterable[Any]:
@@ -207,9 +220,13 @@ def export(
     name: NameArgument,
     out: Annotated[Path, typer.Option(help="The file to write.")],
     format: Annotated[str, typer.Option(help="onnx, torchscript or torch-export.")] = "onnx",
-    check: Annotated[bool, typer.Option("--check/--no-check", help="Compare with torch on test images.")] = True,
+    check: Annotated[
+        bool, typer.Option("--check/--no-check", help="Compare with torch on test images or clouds.")
+    ] = True,
 ) -> None:
     """Export a student, with its preprocessing and classes inside, and check the file against torch.
+
+    Of a PointPillars student the part behind the voxels is exported: pillars of one cloud in, the head's maps out.
 
     Example: limbeck zoo export resnet8w4.digits_kd --out digits.onnx
     """
@@ -218,7 +235,7 @@ def export(
     report = export_student(name, out, format, check)
     typer.echo(f"{report.path}: {report.format}, {report.file_bytes / 1e3:.0f} kB, sha256 {report.sha256}")
     if report.max_difference is not None:
-        what = f"{report.samples} {report.inputs} images"
+        what = f"{report.samples} {report.inputs} {report.what}"
         typer.echo(f"largest difference from torch on {what}: {report.max_difference:.1e}")
     if len(report.outputs) > 1:
         typer.echo(f"outputs: {', '.join(report.outputs)}")
@@ -244,8 +261,6 @@ def add(
 
 
 def _facts(card: Card) -> dict[str, str]:
-    spec = card.preprocessing
-    channels, height, width = spec.input_size
     numbers = {name: f"{value:.4g}" for name, value in card.metrics.items()}
     return {
         "name": card.name,
@@ -257,7 +272,7 @@ def _facts(card: Card) -> dict[str, str]:
         "record": card.record,
         "parameters": f"{card.parameters:,}",
         "FLOPs": "not counted" if card.flops is None else f"{card.flops:,}",
-        "input": f"{channels} × {height} × {width}, mean {list(spec.mean)}, std {list(spec.std)}; {spec.note}",
+        "input": _input(card.preprocessing),
         "classes": ", ".join(card.classes if card.palette is None else map(_coloured, card.classes, card.palette)),
         "file": f"{card.file}, {card.file_bytes:,} bytes",
         "sha256": card.sha256,
@@ -266,6 +281,18 @@ def _facts(card: Card) -> dict[str, str]:
         "limits": card.limits,
         "code": card.code_version,
     }
+
+
+def _input(spec: Preprocessing | CloudPreprocessing) -> str:
+    from limbeck.zoo.card import Preprocessing
+
+    if isinstance(spec, Preprocessing):
+        channels, height, width = spec.input_size
+        return f"{channels} × {height} × {width}, mean {list(spec.mean)}, std {list(spec.std)}; {spec.note}"
+    low, high = spec.point_cloud_range[:3], spec.point_cloud_range[3:]
+    spans = ", ".join(f"{axis} {a:g} to {b:g}" for axis, a, b in zip("xyz", low, high))
+    size = " × ".join(f"{side:g}" for side in spec.voxel_size)
+    return f"points of x, y, z, reflectance in {spans} m, voxels of {size} m; {spec.note}"
 
 
 def _coloured(name: str, colour: tuple[int, int, int]) -> str:

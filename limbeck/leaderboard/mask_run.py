@@ -14,14 +14,13 @@ import torch
 from mmengine.hooks import Hook
 from torch.utils.data import Subset
 
-from limbeck.engine.config import RunConfig, parse
 from limbeck.engine.distiller import Distiller
-from limbeck.engine.evaluate import build_dataset, eval_loader
+from limbeck.engine.evaluate import eval_loader
 from limbeck.engine.hooks import distiller_of
 from limbeck.engine.record import RunRecord
 from limbeck.engine.run import STUDENT_FILE, RunOptions, execute
-from limbeck.errors import ConfigError, CorruptFile
-from limbeck.leaderboard.masks import DRAW_SEED, LINK, Report
+from limbeck.leaderboard.masks import LINK, Report
+from limbeck.leaderboard.val_samples import val_samples
 
 LevelMasks = dict[str, np.ndarray]  # by kind: 'channel' (M, C), 'spatial' (M, H, W)
 AllMasks = Sequence[Sequence[Sequence[LevelMasks]]]  # by epoch, 0 before the first step, then image, then level
@@ -148,16 +147,7 @@ def train_again(record: RunRecord, teachers: Mapping[str, Path], count: int, rep
     Raises: ConfigError for a count that the split does not have; CorruptFile when it is not the record's, or weights
         are not; DataMissing, ExtraMissing.
     """
-    run = parse(RunConfig, dict(record.config), f"the config of {record.id}")
-    dataset = build_dataset(run.data, "val")
-    if record.data.val_hash not in (None, dataset.content_hash):
-        raise CorruptFile(
-            f"the validation split of {record.data.name} found here has hash {dataset.content_hash[:12]}…, that of "
-            f"{record.id} has {record.data.val_hash[:12]}…; get the data that the record was made with"
-        )
-    if not 1 <= count <= len(dataset):
-        raise ConfigError(f"--count {count}: the validation split has {len(dataset)} images; ask for 1 to that many")
-    samples = np.random.default_rng(DRAW_SEED).permutation(len(dataset))[:count].tolist()
+    run, dataset, samples = val_samples(record, count)
     alone = run.data.model_copy(update=dict(eval_batch_size=1))
     hook = MaskHook(list(eval_loader(alone, "val", Subset(dataset, samples))))
     with tempfile.TemporaryDirectory(prefix="limbeck-masks-") as scratch:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field
 
@@ -13,22 +12,23 @@ from limbeck.engine.record import Finite, RunRecord, Sha256
 from limbeck.errors import ConfigError
 from limbeck.leaderboard.checks import check_apart
 from limbeck.leaderboard.pictures import (
-    Description,
-    StalePicture,
+    DRAW_SEED,
+    RunDescription,
+    RunPlan,
     Strict,
-    find_weights,
-    groups_of,
+    linked_runs,
     picture_files,
+    plan_runs,
     read_description,
     save_description,
     save_picture,
+    still_of,
 )
 from limbeck.leaderboard.store import Group, Results
 
 FOLDER = "masks"  # of a site
 LINK = "ACAMKD"  # the registered method whose masks are drawn
 TASKS = ("semantic-segmentation", "object-detection")
-DRAW_SEED = 0  # of the random draw of images
 SHOWN = (0, 1, 2, 5)  # epochs that are drawn, and the last
 Report = Callable[[int, int], None]
 
@@ -40,15 +40,10 @@ class Curves(Strict):
     mean: list[list[Finite]]
 
 
-class Masks(Description):
+class Masks(RunDescription):
     """What lies beside a picture of masks as JSON."""
 
     masks_version: Literal[1] = 1
-    method: str
-    record: str
-    seed: int
-    config_hash: Sha256
-    student_sha256: Sha256 = Field(description="of the record")
     rerun_sha256: Sha256 = Field(description="of the student that was trained again; the same if it is that very run")
     data: str
     split: Literal["val"] = "val"
@@ -72,32 +67,16 @@ class Masks(Description):
         return self.rerun_sha256 == self.student_sha256
 
 
-@dataclass(frozen=True)
-class Plan:
-    """Masks to draw: the run to train again, and the files of its teachers by their record ids."""
-
-    group: Group
-    record: RunRecord
-    teachers: Mapping[str, Path]
-
-
 def masked(group: Group) -> RunRecord:
     """The run whose masks are drawn: the method with an ACAM-KD link, of the lowest seed; variants are left out.
 
     Raises: ConfigError where there is none, or it has no spatial masks.
     """
-    for _, seeds in sorted(group.students.items()):
-        record = seeds[min(seeds)]
-        links = [link for link in _model(record).get("links", []) if link.get("type") == LINK]
-        if links and links[0].get("masks", "both") not in ("both", "spatial"):
+    for record, link in linked_runs(group, LINK):
+        if link.get("masks", "both") not in ("both", "spatial"):
             raise ConfigError(f"{record.id} has no spatial masks to draw; run {record.method} with masks='both'")
-        if links:
-            return record
+        return record
     raise ConfigError(f"{group.name}: no record of a method with {LINK} masks; run ACAM-KD of the pair first")
-
-
-def _model(record: RunRecord) -> Mapping[str, Any]:
-    return record.config.get("model") or {}
 
 
 def plan_masks(
@@ -107,36 +86,9 @@ def plan_masks(
     weights: Mapping[str, Path],
     runs: str | Path | None = None,
     pair: str | None = None,
-) -> list[Plan]:
-    """What is to be drawn for the pairs of some benchmarks that have ACAM-KD; nothing is, unless it can be for all.
-
-    Args:
-        weights: files by sha256, such as the zoo's.
-        runs: folder of a suite's runs, '<record id>/student.safetensors' below it, for weights that are not there.
-        pair: this one alone.
-    Raises: UnknownName for the pair; ConfigError for a task that is not drawn, where no pair has a run with masks, and
-        where a teacher's weights are missing.
-    """
-    found: list[tuple[Group, RunRecord]] = []
-    lacking: list[ConfigError] = []
-    for group in groups_of(results, benchmarks, pair, TASKS):
-        try:
-            found.append((group, masked(group)))
-        except ConfigError as error:
-            lacking.append(error)
-    if lacking and not found:
-        raise lacking[0]
-    return [Plan(group, record, _teachers(record, weights, runs)) for group, record in found]
-
-
-def _teachers(record: RunRecord, weights: Mapping[str, Path], runs: str | Path | None) -> dict[str, Path]:
-    """The files of those frozen members that were trained by runs; the engine finds the others by itself."""
-    found = {}
-    for member in _model(record)["members"].values():
-        scheme, _, identity = (member.get("weights") or "").partition("://")
-        if scheme == "run":
-            found[identity] = find_weights(identity, member.get("sha256"), weights, runs)
-    return found
+) -> list[RunPlan]:
+    """What is to be drawn for the pairs of some benchmarks that have ACAM-KD; see `plan_runs`."""
+    return plan_runs(results, benchmarks, masked, tasks=TASKS, weights=weights, runs=runs, pair=pair)
 
 
 def mask_files(site: str | Path, group: Group) -> tuple[Path, Path]:
@@ -145,7 +97,7 @@ def mask_files(site: str | Path, group: Group) -> tuple[Path, Path]:
 
 
 def draw_masks(
-    plan: Plan, site: str | Path, *, results: str | Path, count: int = 3, report: Report | None = None
+    plan: RunPlan, site: str | Path, *, results: str | Path, count: int = 3, report: Report | None = None
 ) -> tuple[Path, Masks]:
     """Train a planned run again and draw its masks into a site's folder; returns the picture's path and what it says.
 
@@ -172,16 +124,9 @@ def draw_masks(
     )
     path, beside = mask_files(site, plan.group)
     found = Masks(
-        benchmark=record.benchmark,
-        benchmark_version=record.benchmark_version,
-        pair=record.pair,
+        **plan.described(),
         picture_sha256=save_picture(picture, path),
         size=picture.size,
-        method=record.method,
-        record=record.id,
-        seed=record.seed,
-        config_hash=record.config_hash,
-        student_sha256=record.student_sha256,
         rerun_sha256=seen.student_sha256,
         data=record.data.name,
         content_hash=seen.content_hash,
@@ -208,15 +153,4 @@ def find_masks(group: Group, site: str | Path) -> Masks | None:
     picture, beside = mask_files(site, group)
     again = f"draw it again with: limbeck leaderboard masks {group.benchmark} --pair {group.pair}"
     found = read_description(Masks, picture, beside, again)
-    if found is None:
-        return None
-    try:
-        record = masked(group)
-        current = (record.id, record.config_hash, record.student_sha256)
-    except ConfigError:  # the run has left the records
-        current = None
-    if (found.record, found.config_hash, found.student_sha256) != current:
-        raise StalePicture(
-            f"{picture}: drawn for another record or other weights of {found.record}, and not shown; {again}"
-        )
-    return found
+    return None if found is None else still_of(found, picture, group, masked, again)

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
-from urllib.parse import quote
 
 from limbeck.engine.config import PLAIN, TEACHER
 from limbeck.leaderboard.examples import BEST, FOLDER, IOU, SCORE, Examples, Sample
 from limbeck.leaderboard.figures import number
+from limbeck.leaderboard.pictures import picture_view
 
 
 def examples_view(found: Examples) -> dict[str, Any]:
     """Everything that the template shows of one picture."""
-    address = quote(f"{FOLDER}/{found.benchmark}/{found.pair}.v{found.benchmark_version}")
-    width, height = found.size
-    return dict(
-        picture=f"{address}.png", json=f"{address}.json", width=width, height=height, alt=_alt(found), text=_text(found)
-    )
+    return picture_view(found, FOLDER, _alt(found), _text(found))
 
 
 def _text(found: Examples) -> str:

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 from typing import Any
-from urllib.parse import quote
 
 from limbeck.leaderboard.figures import number
 from limbeck.leaderboard.masks import FOLDER, Masks
+from limbeck.leaderboard.pictures import picture_view
 
 
 def masks_view(found: Masks) -> dict[str, Any]:
     """Everything that the template shows of one picture."""
-    address = quote(f"{FOLDER}/{found.benchmark}/{found.pair}.v{found.benchmark_version}")
-    width, height = found.size
-    return dict(
-        picture=f"{address}.png", json=f"{address}.json", width=width, height=height, alt=_alt(found), text=_text(found)
-    )
+    return picture_view(found, FOLDER, _alt(found), _text(found))
 
 
 def _text(found: Masks) -> str:

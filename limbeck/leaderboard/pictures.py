@@ -1,14 +1,16 @@
-"""Pictures beside the page: of which pairs, whose weights, where their files lie, and whether they are whole."""
+"""Pictures beside the page: of which pairs and runs, whose weights, where files lie, whether they are whole."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import quote
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from limbeck.engine.record import Sha256
+from limbeck.engine.record import RunRecord, Sha256
 from limbeck.engine.weights import atomic_path, sha256_file, write_json
 from limbeck.errors import ConfigError, UnknownName
 from limbeck.leaderboard.checks import ResultsError
@@ -16,6 +18,9 @@ from limbeck.leaderboard.store import Group, Results
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+
+DRAW_SEED = 0  # of samples that are drawn at random
 
 
 class StalePicture(ResultsError):
@@ -38,7 +43,91 @@ class Description(Strict):
     size: tuple[int, int] = Field(description="width and height of the picture in pixels")
 
 
+class RunDescription(Description):
+    """What lies beside a picture of one run."""
+
+    method: str
+    record: str
+    seed: int
+    config_hash: Sha256
+    student_sha256: Sha256 = Field(description="of the record")
+
+
 Described = TypeVar("Described", bound=Description)
+OfRun = TypeVar("OfRun", bound=RunDescription)
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """A picture of one run to draw: its record, and the files of its teachers by their record ids."""
+
+    group: Group
+    record: RunRecord
+    teachers: Mapping[str, Path]
+
+    def described(self) -> dict[str, Any]:
+        """Fields of `RunDescription` but for those of the picture."""
+        one = self.record
+        place = dict(benchmark=one.benchmark, benchmark_version=one.benchmark_version, pair=one.pair)
+        run = dict(method=one.method, record=one.id, seed=one.seed, config_hash=one.config_hash)
+        return place | run | dict(student_sha256=one.student_sha256)
+
+
+def plan_runs(
+    results: Results,
+    benchmarks: Sequence[str],
+    choose: Callable[[Group], RunRecord],
+    *,
+    tasks: Sequence[str],
+    weights: Mapping[str, Path],
+    runs: str | Path | None = None,
+    pair: str | None = None,
+) -> list[RunPlan]:
+    """What is to be drawn for the pairs of some benchmarks that have a run to draw; nothing, unless it can be for all.
+
+    Args:
+        choose: gives a group's run, or raises ConfigError where it has none.
+        tasks: those that are drawn.
+        weights: files by sha256, such as the zoo's.
+        runs: folder of a suite's runs, '<record id>/student.safetensors' below it, for weights that are not there.
+        pair: this one alone.
+    Raises: UnknownName for the pair; ConfigError for a task that is not drawn, where no pair has such a run, and where
+        a teacher's weights are missing.
+    """
+    found: list[tuple[Group, RunRecord]] = []
+    lacking: list[ConfigError] = []
+    for group in groups_of(results, benchmarks, pair, tasks):
+        try:
+            found.append((group, choose(group)))
+        except ConfigError as error:
+            lacking.append(error)
+    if lacking and not found:
+        raise lacking[0]
+    return [RunPlan(group, record, _teachers(record, weights, runs)) for group, record in found]
+
+
+def linked_runs(group: Group, link: str) -> Iterator[tuple[RunRecord, Mapping[str, Any]]]:
+    """Of each method with a link of a registered type the run of the lowest seed, and that link; no variants."""
+    for _, seeds in sorted(group.students.items()):
+        record = seeds[min(seeds)]
+        for one in model_of(record).get("links", []):
+            if one.get("type") == link:
+                yield record, one
+
+
+def model_of(record: RunRecord) -> Mapping[str, Any]:
+    """The 'model' part of a record's config."""
+    return record.config.get("model") or {}
+
+
+def _teachers(record: RunRecord, weights: Mapping[str, Path], runs: str | Path | None) -> dict[str, Path]:
+    """The files of those frozen members that were trained by runs; the engine finds the others by itself."""
+    found = {}
+    for member in model_of(record)["members"].values():
+        scheme, _, identity = (member.get("weights") or "").partition("://")
+        if scheme == "run":
+            found[identity] = find_weights(identity, member.get("sha256"), weights, runs)
+    return found
 
 
 def groups_of(results: Results, benchmarks: Sequence[str], pair: str | None, tasks: Sequence[str]) -> list[Group]:
@@ -133,3 +222,27 @@ def read_description(kind: type[Described], picture: Path, beside: Path, again: 
     if not picture.is_file() or sha256_file(picture) != found.picture_sha256:
         raise StalePicture(f"{picture}: not the picture that its JSON describes, and not shown; {again}")
     return found
+
+
+def still_of(found: OfRun, picture: Path, group: Group, choose: Callable[[Group], RunRecord], again: str) -> OfRun:
+    """A description whose run is the one that would be drawn today.
+
+    Raises: StalePicture otherwise.
+    """
+    try:
+        record = choose(group)
+        current = (record.id, record.config_hash, record.student_sha256)
+    except ConfigError:  # the run has left the records
+        current = None
+    if (found.record, found.config_hash, found.student_sha256) != current:
+        raise StalePicture(
+            f"{picture}: drawn for another record or other weights of {found.record}, and not shown; {again}"
+        )
+    return found
+
+
+def picture_view(found: Description, folder: str, alt: str, text: str) -> dict[str, Any]:
+    """Everything that the page's template shows of a picture: addresses, size, a text in its place, and a caption."""
+    address = quote(f"{folder}/{found.benchmark}/{found.pair}.v{found.benchmark_version}")
+    width, height = found.size
+    return dict(picture=f"{address}.png", json=f"{address}.json", width=width, height=height, alt=alt, text=text)

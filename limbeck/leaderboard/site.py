@@ -19,10 +19,12 @@ from limbeck.leaderboard.masks import find_masks
 from limbeck.leaderboard.page import group_view, slugs
 from limbeck.leaderboard.page_examples import examples_view
 from limbeck.leaderboard.page_masks import masks_view
+from limbeck.leaderboard.page_voxels import voxels_view
 from limbeck.leaderboard.pictures import StalePicture
 from limbeck.leaderboard.stats import CONFIDENCE, MINIMUM_GAP
 from limbeck.leaderboard.store import Group, Results, load_results
 from limbeck.leaderboard.table import build_table, environments, to_json
+from limbeck.leaderboard.voxels import find_voxels
 
 MANIFEST = ".limbeck-site"
 Note = Callable[[str], object]
@@ -56,7 +58,8 @@ def build_site(
     """Build the page of a folder of records; returns the path of its index.html.
 
     The page is made beside `out` and moved into place when it is whole. An older page there is replaced; other files
-    in `out` are left alone. Pictures that `limbeck leaderboard examples` and `masks` drew there are shown.
+    in `out` are left alone. Pictures that `limbeck leaderboard examples`, `masks` and `voxels` drew there
+    are shown.
 
     Args:
         note: gets one line for each picture that is not shown, for it was drawn for other records.
@@ -82,6 +85,7 @@ def _pictures(group: Group, site: Path, note: Note | None) -> dict[str, dict[str
     return {
         "examples": _shown(lambda: find_examples(group, site), examples_view, note),
         "masks": _shown(lambda: find_masks(group, site), masks_view, note),
+        "voxels": _shown(lambda: find_voxels(group, site), voxels_view, note),
     }
 
 

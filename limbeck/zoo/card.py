@@ -15,6 +15,7 @@ CARD_VERSION = 1
 MAX_BYTES = 10_000_000  # of one weight file: the small students travel inside the package
 SEGMENTATION = "semantic-segmentation"
 DETECTION = "object-detection"
+LIDAR = "3d-object-detection"
 Byte = Annotated[int, Field(ge=0, le=255)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)+$")]
 
@@ -57,6 +58,18 @@ class Preprocessing(_Strict):
         return self
 
 
+class CloudPreprocessing(_Strict):
+    """How a LiDAR cloud, points of x, y, z and reflectance, becomes the network's input: the grid of its voxels."""
+
+    point_cloud_range: tuple[Finite, Finite, Finite, Finite, Finite, Finite] = Field(
+        description="x, y, z of the lowest corner, then of the highest one, in metres; points beyond are not seen"
+    )
+    voxel_size: tuple[Finite, Finite, Finite] = Field(description="along x, y, z, in metres")
+    max_points: int = Field(gt=0, description="that a voxel keeps, the first ones of the cloud")
+    max_voxels: tuple[int, int] = Field(description="that a cloud keeps in training and in evaluation")
+    note: str = Field("", description="what the points are")
+
+
 class Card(_Strict):
     """A student (or a teacher) of the zoo; every figure is copied from the record `record`."""
 
@@ -77,7 +90,7 @@ class Card(_Strict):
         description="RGB of each class in pictures of class maps and boxes; None, and not in the file, for other tasks",
         exclude_if=lambda value: value is None,
     )
-    preprocessing: Preprocessing
+    preprocessing: Preprocessing | CloudPreprocessing
     metrics: dict[str, Finite] = Field(description="on the test split, in the record's terms")
     primary_metric: str
     record: str = Field(description="id of the record, its path below results/ without '.json'")
@@ -101,15 +114,21 @@ class Card(_Strict):
     def _draws(self) -> Self:
         if self.palette is not None and len(self.palette) != len(self.classes):
             raise ValueError(f"palette has {len(self.palette)} colours for {len(self.classes)} classes")
-        if not (self.segments or self.detects):
+        if not (self.segments or self.detects or self.detects_3d):
             return self
-        kind = "a detector" if self.detects else "a segmentation student"
+        kind = "a segmentation student" if self.segments else "a detector"
         if self.palette is None:
             raise ValueError(f"{kind} needs a palette, one RGB colour a class")
         if len(set(self.classes)) != len(self.classes):
             raise ValueError(f"{kind} needs a name of its own for each class")
-        if self.preprocessing.crop_pct is not None:
+        if isinstance(self.preprocessing, Preprocessing) and self.preprocessing.crop_pct is not None:
             raise ValueError(f"{kind} takes the whole image; crop_pct must be null")
+        return self
+
+    @model_validator(mode="after")
+    def _reads(self) -> Self:
+        if self.detects_3d != isinstance(self.preprocessing, CloudPreprocessing):
+            raise ValueError(f"the preprocessing is not that of {self.task}; 3D detectors read voxels, others images")
         return self
 
     @property
@@ -121,6 +140,11 @@ class Card(_Strict):
     def detects(self) -> bool:
         """Whether the student finds boxes: the raw outputs of its head's levels instead of logits (B, K)."""
         return self.task == DETECTION
+
+    @property
+    def detects_3d(self) -> bool:
+        """Whether the student finds boxes in LiDAR clouds, which it reads as voxels."""
+        return self.task == LIDAR
 
     @property
     def value(self) -> float:

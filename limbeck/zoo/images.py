@@ -98,6 +98,8 @@ def read_image(path: Path) -> tuple[Tensor, float]:
 
     if not path.is_file():
         raise UserError(f"{path}: no such image file")
+    if path.suffix.lower() == ".bin":
+        raise UserError(f"{path}: looks like a LiDAR cloud, and this student reads images; name a 3D detector for it")
     with _reading(str(path)), Image.open(path) as opened:
         return _from_pil(ImageOps.exif_transpose(opened))
 
@@ -187,10 +189,20 @@ def image_files(folder: str | Path) -> list[Path]:
 
     Raises: UserError when there is none.
     """
+    return files_in(folder, SUFFIXES, "image")
+
+
+def files_in(folder: str | Path, suffixes: frozenset[str], what: str) -> list[Path]:
+    """Files of some suffixes in a folder and below it, by path.
+
+    Args:
+        what: such a file is called in errors.
+    Raises: UserError when there is none.
+    """
     root = Path(folder)
     if not root.is_dir():
-        raise UserError(f"{root}: no such folder of images")
-    found = sorted(p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+        raise UserError(f"{root}: no such folder of {what}s")
+    found = sorted(p for p in root.rglob("*") if p.suffix.lower() in suffixes and p.is_file())
     if not found:
-        raise UserError(f"{root}: no image in it ({', '.join(sorted(SUFFIXES))})")
+        raise UserError(f"{root}: no {what} in it ({', '.join(sorted(suffixes))})")
     return found

@@ -6,29 +6,35 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from limbeck.engine.weights import load_into
+from limbeck.errors import CorruptFile
 from limbeck.zoo.index import entry, weights_path
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from limbeck.zoo.card import Card, Preprocessing
+
 
 def load_student(name: str, *, device: str = "cpu", zoo_dir: str | Path | None = None) -> nn.Module:
     """A student of the zoo in eval mode, with its `card`, and `preprocess`: an image to its input (1, C, H, W).
 
-    A detector gives the raw outputs of its head, as `limbeck.detection.models` says; `Predictor` makes boxes of them.
+    A 3D detector has `preprocess`, a LiDAR cloud to its `Voxels`, and `detect`, a cloud to its boxes. Another detector
+    gives the raw outputs of its head, as `limbeck.detection.models` says; `Predictor` makes boxes of them.
 
     Args:
         device: 'cpu', 'cuda', 'cuda:N' or 'auto'; `preprocess` gives tensors on the CPU.
         zoo_dir: a folder with cards/ and weights/ instead of $LIMBECK_ZOO and the shipped zoo.
-    Raises: UnknownName with near names; CorruptFile with both hashes when the weights are not those of the card.
+    Raises: UnknownName with near names; CorruptFile with both hashes when the weights are not those of the card, or
+        a 3D detector's voxels are not.
 
     >>> import limbeck
     >>> student = limbeck.load_student("resnet8w4.digits_kd")  # doctest: +SKIP
     >>> student(student.preprocess("seven.png")).argmax()  # doctest: +SKIP
+    >>> student = limbeck.load_student("pointpillars16.lidar-scenes_pointdistiller")  # doctest: +SKIP
+    >>> student.detect("000008.bin").boxes  # doctest: +SKIP
     """
     from limbeck.engine.output import pick_device
     from limbeck.engine.registry import MODELS
-    from limbeck.zoo.images import Preprocess
 
     target = pick_device(device)
     card, _ = entry(name, zoo_dir=zoo_dir)
@@ -37,5 +43,24 @@ def load_student(name: str, *, device: str = "cpu", zoo_dir: str | Path | None =
     load_into(model, path, sha256=card.sha256)
     model = model.to(target).eval()
     model.card = card  # type: ignore[assignment]  # nn.Module types attributes as tensors or modules
-    model.preprocess = Preprocess(card.preprocessing)  # type: ignore[assignment]
+    if card.detects_3d:
+        _attach_detector(model, card)
+    else:
+        from limbeck.zoo.images import Preprocess
+
+        model.preprocess = Preprocess(cast("Preprocessing", card.preprocessing))  # type: ignore[assignment]
     return model
+
+
+def _attach_detector(model: nn.Module, card: Card) -> None:
+    from limbeck.pointcloud.adapter import grid_of
+    from limbeck.zoo.lidar import CloudDetector
+
+    detect = CloudDetector(model, card)
+    if detect.preprocess.grid != grid_of(model):
+        raise CorruptFile(
+            f"the card of {card.name} has other voxels, {detect.preprocess.grid}, than its model, {grid_of(model)}; "
+            "get the card again"
+        )
+    model.detect = detect  # type: ignore[assignment]
+    model.preprocess = detect.preprocess  # type: ignore[assignment]

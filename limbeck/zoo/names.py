@@ -8,6 +8,8 @@ from typing import Any
 
 from limbeck.engine.record import RunRecord
 
+LIDAR_WIDTHS = {"PointPillarsDetector": 64, "SECONDDetector": 128}  # where a config names none
+
 
 def architecture_name(config: Mapping[str, Any]) -> str:
     """A short name of a model's config; what it leaves out may differ between two students of one name.
@@ -16,6 +18,7 @@ def architecture_name(config: Mapping[str, Any]) -> str:
     'segformer_w16', 'mobilenetv2_050' and 'tf_efficientnet_lite0_deeplabv3plus' for segmentors, whose head is named
     where it is not SegFormer's; 'resnetv1c18_aspp' for mmsegmentation's own configs. Detectors begin with their head:
     'gfl_resnet18w10', 'faster_rcnn_lite0', 'retinanet_mobilenetv2_050'; 'fcos_resnet50' for mmdetection's own configs.
+    'pointpillars16' and 'second64' for detectors on LiDAR, with their width.
     """
     kind = str(config["type"])
     if kind == "CIFARResNet":
@@ -46,6 +49,8 @@ def _detector(kind: str, config: Mapping[str, Any]) -> str | None:
         return f"{head}_mobilenetv2_{round(100 * config.get('width', 0.5)):03d}"
     if kind == "TimmDetector":
         return f"{head}_{_word(str(config['model']).split('.')[0].removeprefix('tf_efficientnet_'))}"
+    if kind in LIDAR_WIDTHS:
+        return f"{kind.removesuffix('Detector').lower()}{round(config.get('width', LIDAR_WIDTHS[kind]))}"
     if kind == "mmdet":
         backbone = config["config"]["backbone"]
         return _word(f"{config['config']['type']}_{backbone['type']}{backbone.get('depth', '')}".lower())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,20 +81,24 @@ def draw_legend(entries: Sequence[tuple[str, Colour]], width: int, size: int) ->
 
 
 def plan_outputs(
-    paths: Sequence[Path], out: Path, endings: Sequence[str] = (OVERLAY, LABELS)
+    paths: Sequence[Path],
+    out: Path,
+    endings: Sequence[str] = (OVERLAY, LABELS),
+    find: Callable[[Path], Sequence[Path]] = image_files,
 ) -> list[tuple[Path, Path]]:
-    """Every image of these files and folders, and the path in `out` that names of what is written for it begin with.
+    """Every image, or cloud, of these files and folders, and the path in `out` that what is written for it begins with.
 
     A folder's images keep their places below it. Of several images of one name the later ones are numbered.
 
     Args:
         endings: of those names.
+        find: gives the images of a folder.
     Raises: UserError for a folder without images, or when a picture would take the place of an image.
     """
     plan: list[tuple[Path, Path]] = []
     taken: dict[Path, Path] = {}
     for path in paths:
-        for file in image_files(path) if path.is_dir() else [path]:
+        for file in find(path) if path.is_dir() else [path]:
             name = file.relative_to(path) if path.is_dir() else Path(file.name)
             wanted = stem = out / name.with_suffix("")
             number, real = 1, file.resolve()

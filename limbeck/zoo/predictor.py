@@ -1,4 +1,4 @@
-"""Predict: images in; labels and probabilities out, a class for every pixel, or boxes."""
+"""Predict: images in; labels with probabilities, a class for every pixel, or boxes out; clouds in, 3D boxes out."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -16,13 +16,13 @@ import torch.nn.functional as F
 
 from limbeck.engine.registry import ADAPTERS
 from limbeck.errors import ConfigError, ShapeMismatch, UserError
+from limbeck.zoo.clouds import cloud_files
 from limbeck.zoo.images import Preprocess, image_files, match_channels, to_pixels
+from limbeck.zoo.lidar import SCORE, LidarPrediction
 from limbeck.zoo.load import load_student
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-SCORE = 0.3  # of a detection that is shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,14 +130,15 @@ class DetectionPrediction:
         return dict(source=self.source, size=list(self.size), detections=found)
 
 
-AnyPrediction = Prediction | SegmentationPrediction | DetectionPrediction
+AnyPrediction = Prediction | SegmentationPrediction | DetectionPrediction | LidarPrediction
 
 
 class Predictor:
     """A student and its preprocessing.
 
     Students of segmentation and detectors get the whole image, resized to their card's height and width whatever the
-    image's shape. A class map is brought back to the image's own size by nearest, and boxes to its pixels.
+    image's shape. A class map is brought back to the image's own size by nearest, and boxes to its pixels. 3D detectors
+    get LiDAR clouds instead of images, .bin files, arrays or tensors (P, 4), 4 of them at a time at most.
 
     Args:
         name: of the student.
@@ -146,7 +147,7 @@ class Predictor:
         top_k: classes listed in each prediction; a segmentation has the shares of all.
         invert: swap black and white first.
         score: detections that score less are left out; those under the detector's `score_thr`, mostly 0.05, always are.
-    Raises: UnknownName with near names; CorruptFile.
+    Raises: UnknownName with near names; CorruptFile; ConfigError for options out of range.
     """
 
     def __init__(
@@ -169,13 +170,17 @@ class Predictor:
         self.device = next(self.model.parameters()).device
         self.batch_size = batch_size
         self.top_k = min(top_k, len(self.card.classes))
-        self.preprocess = Preprocess(self.card.preprocessing, invert=invert)
+        if self.card.detects_3d and invert:
+            raise ConfigError(f"invert swaps black and white of images, and {name} reads LiDAR clouds; leave it out")
+        self.preprocess: Any = (
+            self.model.preprocess if self.card.detects_3d else Preprocess(self.card.preprocessing, invert=invert)
+        )
         self.score = score
 
     def __call__(self, images: Any) -> list[AnyPrediction]:
         """Predictions for one image or many, in their order; see `Preprocess` for what an image is.
 
-        A numpy array (B, H, W, C) and a tensor (B, C, H, W) are many.
+        A numpy array (B, H, W, C) and a tensor (B, C, H, W) are many; a cloud (P, 4) is one.
 
         Raises: UserError naming the file that cannot be read.
         """
@@ -186,14 +191,17 @@ class Predictor:
         return list(self.stream([images]))
 
     def predict_folder(self, folder: str | Path) -> list[AnyPrediction]:
-        """Predictions for every image in a folder and below it, by path.
+        """Predictions for every image, or cloud, in a folder and below it, by path.
 
         Raises: UserError when there is none, or for one that cannot be read.
         """
-        return list(self.stream(image_files(folder)))
+        return list(self.stream(cloud_files(folder) if self.card.detects_3d else image_files(folder)))
 
     def stream(self, images: Iterable[Any]) -> Iterator[AnyPrediction]:
         """Predictions one by one, as batches are done."""
+        if self.card.detects_3d:
+            yield from cast(Any, self.model).detect.stream(images, score=self.score, batch_size=self.batch_size)
+            return
         places = enumerate(images)
         while batch := list(islice(places, self.batch_size)):
             if self.card.detects:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict
 from inspect import Parameter, signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -14,136 +14,25 @@ from pydantic import ValidationError
 from limbeck.engine.record import RunRecord, read_record
 from limbeck.engine.weights import atomic_path, check_sha256, load_into, write_json
 from limbeck.errors import ConfigError, UnknownName
-from limbeck.zoo.card import DETECTION, MAX_BYTES, SEGMENTATION, Card, DatasetCard, Preprocessing, read_card
+from limbeck.zoo.card import (
+    DETECTION,
+    LIDAR,
+    MAX_BYTES,
+    SEGMENTATION,
+    Card,
+    CloudPreprocessing,
+    DatasetCard,
+    Preprocessing,
+    read_card,
+)
 from limbeck.zoo.index import CARDS, SHIPPED, WEIGHTS, own_zoo
 from limbeck.zoo.names import student_name, teacher_name
+from limbeck.zoo.terms import DATA_TERMS, DataTerms
 
 if TYPE_CHECKING:
     from torch import nn
 
 LICENCE = "Apache-2.0"
-
-
-@dataclass(frozen=True)
-class DataTerms:
-    """What a card says of a data set; a student of any other data set is not published."""
-
-    licence: str
-    source: str
-    pixels: str
-    use: str
-    limits: str
-
-
-DATA_TERMS: Mapping[str, DataTerms] = {
-    "digits": DataTerms(
-        licence="CC-BY-4.0",
-        source="scikit-learn's copy of the UCI data set Optical Recognition of Handwritten Digits",
-        pixels="white on black",
-        use="Recognising one handwritten digit of 8 × 8 grey pixels; teaching, tests, and comparing methods.",
-        limits="Knows single centred digits, light strokes on black; any other image gets one of ten labels too.",
-    ),
-    "fashion-mnist": DataTerms(
-        licence="MIT",
-        source="Fashion-MNIST (arXiv 1708.07747)",
-        pixels="white on black",
-        use="Recognising one piece of clothing of 28 × 28 grey pixels; teaching, tests, and comparing methods.",
-        limits="Knows single centred product pictures of ten kinds, light on black; any other image gets a label too.",
-    ),
-    "cifar10-jpeg": DataTerms(
-        licence="none stated; published by its authors for research",
-        source="a JPEG copy (quality about 75) of CIFAR-10 (Krizhevsky 2009)",
-        pixels="RGB",
-        use="Recognising one object of ten kinds in 32 × 32 pixels; teaching, tests, and comparing methods.",
-        limits="Saw JPEG images only, so figures do not compare with CIFAR-10's; any other image gets a label too.",
-    ),
-    "cifar10": DataTerms(
-        licence="none stated; published by its authors for research",
-        source="CIFAR-10 (Krizhevsky 2009)",
-        pixels="RGB",
-        use="Recognising one object of ten kinds in 32 × 32 pixels; teaching, tests, and comparing methods.",
-        limits="Knows ten kinds of animals and vehicles, one an image; any other image gets one of ten labels too.",
-    ),
-    "cifar100": DataTerms(
-        licence="none stated; published by its authors for research",
-        source="CIFAR-100 (Krizhevsky 2009), fine labels",
-        pixels="RGB",
-        use="Recognising one object of a hundred kinds in 32 × 32 pixels; teaching, tests, and comparing methods.",
-        limits="Knows a hundred kinds of things, one an image; any other image gets one of these labels too.",
-    ),
-    "flowers5": DataTerms(
-        licence="none stated; photographs from Flickr under Creative Commons licences chosen by each photographer",
-        source="five flower classes of the public Flickr flower collections",
-        pixels="RGB, squeezed to a square",
-        use="Recognising daisy, dandelion, rose, sunflower or tulip in a photograph; teaching, and comparing methods.",
-        limits="A few per cent of the training labels are wrong; any other image gets one of five labels too.",
-    ),
-    "dtd10": DataTerms(
-        licence="none stated; DTD's authors release it for research",
-        source="ten classes of the Describable Textures Dataset (arXiv 1311.3618)",
-        pixels="RGB",
-        use="Telling ten kinds of texture apart in a photograph; teaching, and comparing methods.",
-        limits="The classes overlap in meaning and the split is not DTD's; any other image gets one of ten labels too.",
-    ),
-    "tiny-imagenet": DataTerms(
-        licence="none stated; ImageNet terms: non-commercial research and education only",
-        source="Tiny ImageNet, 200 classes of ImageNet (arXiv 1409.0575) at 64 × 64",
-        pixels="RGB",
-        use="Recognising one object of 200 kinds in 64 × 64 pixels; comparing methods.",
-        limits="Knows 200 kinds of things, one an image; any other image gets one of these labels too.",
-    ),
-    "imagenet": DataTerms(
-        licence="ImageNet terms: non-commercial research and education only",
-        source="ImageNet-1k, ILSVRC 2012 (arXiv 1409.0575)",
-        pixels="RGB",
-        use="Recognising the main object of a photograph among 1,000 kinds; comparing methods.",
-        limits="Knows ImageNet's 1,000 kinds, with the biases of its photographs; any other image gets a label too.",
-    ),
-    "bccd": DataTerms(
-        licence="MIT",
-        source="BCCD, microscope images of blood cells",
-        pixels="RGB; the whole image is resized, and boxes are brought back to the image's size",
-        use="Finding red cells, white cells and platelets in a blood smear; teaching, and comparing methods.",
-        limits="No medical device; red cells are not all annotated, so it misses some; other images get boxes too.",
-    ),
-    "digit-scenes-boxes": DataTerms(
-        licence="CC-BY-4.0",
-        source="scenes made from scikit-learn's copy of the UCI data set Optical Recognition of Handwritten Digits",
-        pixels="RGB; the whole image is resized, and boxes are brought back to the image's size",
-        use="Finding handwritten digits over textures; teaching, tests, and comparing methods.",
-        limits="Knows made-up scenes of 8 × 8 digits; any other image gets boxes too.",
-    ),
-    "coco2017": DataTerms(
-        licence="annotations CC-BY-4.0; photographs from Flickr under terms chosen by each photographer",
-        source="COCO 2017 (arXiv 1405.0312)",
-        pixels="RGB",
-        use="Finding objects of 80 kinds in photographs; comparing methods.",
-        limits="Knows 80 kinds of things; whatever else is in an image is passed over or taken for one of them.",
-    ),
-    "voc0712": DataTerms(
-        licence="none stated; photographs from Flickr under terms chosen by each photographer",
-        source="PASCAL VOC 2007 and 2012",
-        pixels="RGB",
-        use="Finding objects of 20 kinds in photographs; comparing methods.",
-        limits="Knows 20 kinds of things; whatever else is in an image is passed over or taken for one of them.",
-    ),
-    "camvid": DataTerms(
-        licence="CC BY-NC 4.0, personal and research use only",
-        source="CamVid (Brostow et al. 2009), the 11-class 480 × 360 version of SegNet's tutorial",
-        pixels="RGB; the whole image is resized, and the class map brought back to the image's size by nearest",
-        use="Labelling the pixels of a road scene with one of 11 classes; research, teaching, and comparing methods.",
-        limits="Knows scenes of Cambridge by day and at dusk, seen from a car; figures at a smaller size (240 × 180, "
-        "192 × 144) do not compare with those at full size; every pixel of any other image gets one of 11 labels too.",
-    ),
-    "digit-scenes": DataTerms(
-        licence="CC-BY-4.0",
-        source="digits of scikit-learn's copy of the UCI data set Optical Recognition of Handwritten Digits, "
-        "over textures that this package draws",
-        pixels="RGB; the whole image is resized, and the class map brought back to the image's size by nearest",
-        use="Finding the pixels of handwritten digits in small made-up scenes; teaching, tests, and comparing methods.",
-        limits="Knows drawn scenes only; every pixel of any other image gets one of 11 labels too.",
-    ),
-}
 
 
 def add_student(
@@ -183,7 +72,7 @@ def _check(record: RunRecord, weights: Path) -> None:
         raise ConfigError(f"the record {record.id} is {record.status!r}; only students of 'ok' records are published")
     if record.data.name not in DATA_TERMS:
         known = UnknownName("licence of data set", record.data.name, DATA_TERMS)
-        raise ConfigError(f"{known}; add its terms to DATA_TERMS in limbeck/zoo/publish.py")
+        raise ConfigError(f"{known}; add its terms to DATA_TERMS in limbeck/zoo/terms.py")
     if not weights.is_file():
         raise ConfigError(f"{weights}: no such weight file; name the student.safetensors of the run {record.id}")
     size = weights.stat().st_size
@@ -201,9 +90,10 @@ def _card(record: RunRecord, weights: Path, name: str) -> Card:
     model = _built(config, weights, record)
     terms = DATA_TERMS[record.data.name]
     test = _without_place(record.config["data"]["test"])
-    drawn = record.task in (SEGMENTATION, DETECTION)
+    drawn = record.task in (SEGMENTATION, DETECTION, LIDAR)
     pictures = DATASETS.make(test, where=f"in the record {record.id}") if drawn else None
-    size = None if pictures is None else _size(record, pictures)
+    clouds = record.task == LIDAR
+    size = None if pictures is None or clouds else _size(record, pictures)
     environment = record.environment
     commit = (
         f" ({environment.git_commit[:12]}{', changed' if environment.git_dirty else ''})"
@@ -230,7 +120,7 @@ def _card(record: RunRecord, weights: Path, name: str) -> Card:
             ),
             classes=_classes(record, test, model),
             palette=None if pictures is None else tuple(tuple(colour) for colour in pictures.palette),
-            preprocessing=_preprocessing(model, test, terms, size),
+            preprocessing=_voxels(model, terms) if clouds else _preprocessing(model, test, terms, size),
             metrics=record.metrics,
             primary_metric=record.primary_metric,
             record=record.id,
@@ -272,7 +162,7 @@ def _classes(record: RunRecord, test: dict[str, Any], model: nn.Module) -> tuple
     names = record.data.classes or next(iter(record.per_class.values()), None)
     if names is None:
         names = DATASETS.make(test, where=f"in the record {record.id}").classes
-    if record.task == DETECTION:
+    if record.task in (DETECTION, LIDAR):
         logits = int(cast(Any, model).num_classes)
     else:
         with torch.inference_mode():
@@ -309,5 +199,11 @@ def _preprocessing(
         std=tuple(normalization.std),
         crop_pct=test.get("crop_pct", default),
         interpolation="bilinear" if crop is None else "bicubic",  # as data sets of photographs resize
-        note=terms.pixels,
+        note=terms.note,
     )
+
+
+def _voxels(model: nn.Module, terms: DataTerms) -> CloudPreprocessing:
+    from limbeck.pointcloud.adapter import grid_of
+
+    return CloudPreprocessing(**asdict(grid_of(model)), note=terms.note)

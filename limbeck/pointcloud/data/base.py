@@ -14,7 +14,7 @@ from torch import Tensor
 from limbeck.engine.data import ViewDataset
 from limbeck.errors import ConfigError
 from limbeck.pointcloud.data.augment import FlipTurnScale, in_range
-from limbeck.pointcloud.data.frames import CLASSES, Frame
+from limbeck.pointcloud.data.frames import CLASSES, PALETTE, Frame
 from limbeck.pointcloud.metrics import truth_tensors
 
 DESK_RANGE = (0.0, -20.48, -3.0, 40.96, 20.48, 1.0)
@@ -42,10 +42,12 @@ class LidarDataset(ViewDataset):
             metric. Their points stay.
 
     Attributes:
+        palette: one RGB colour a class.
         keeps: hold every frame in memory once it was asked for, for all data sets of this content in the process.
     """
 
     classes = list(CLASSES)
+    palette = list(PALETTE)
     keeps = False
 
     def __init__(

@@ -7,6 +7,11 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 CLASSES = ("Pedestrian", "Cyclist", "Car")  # in the order of labels
+PALETTE = (
+    (213, 94, 0),
+    (0, 158, 115),
+    (0, 114, 178),
+)  # of the classes in pictures, told apart by colour-blind eyes too
 TYPES = ("Car", "Van", "Truck", "Pedestrian", "Person_sitting", "Cyclist", "Tram", "Misc")  # of KITTI's labels
 LEVELS = ("easy", "moderate", "hard")
 _LEAST_HEIGHT = (40.0, 25.0, 25.0)  # of the image box in pixels, strictly, by level

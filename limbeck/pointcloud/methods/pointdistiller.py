@@ -209,13 +209,22 @@ class PointDistiller(Method):
         self._warn_of_collapse()
         return {"graph": torch.stack(losses).sum()}
 
-    def _loss(self, index: int, rows: Rows, generator: torch.Generator) -> Tensor:
+    def graphs(self, index: int, rows: Rows, generator: torch.Generator | None = None) -> Graphs:
+        """Centres, neighbours and weights of a batch, as one of the taps compares them.
+
+        Args:
+            index: of the tap.
+            rows: of the batch, see `matching_rows`.
+        """
         kind, settings = self.settings[index]
         total = settings.num_voxels * (1 if kind == "rows" else rows.clouds)
         share = total if settings.scope == "batch" else max(total // max(rows.clouds, 1), 1)
         near = settings.kneighbours if self.graph else 1
         sized = replace(settings, num_voxels=share, kneighbours=near)
-        graphs = build_graphs(rows, sized, sampling=self.sampling, generator=generator)
+        return build_graphs(rows, sized, sampling=self.sampling, generator=generator)
+
+    def _loss(self, index: int, rows: Rows, generator: torch.Generator) -> Tensor:
+        graphs = self.graphs(index, rows, generator)
         teacher, student = self.teacher_layers[index], self.student_layers[index]
         if not self.graph:
             self._log(graphs)
@@ -227,7 +236,7 @@ class PointDistiller(Method):
             return rows.student.sum() * 0.0
         encoded = teacher(rows.teacher, *ends)
         self._log(graphs, encoded.detach())
-        return graph_loss(student(rows.student, *ends), encoded, graphs, pool=settings.pool)
+        return graph_loss(student(rows.student, *ends), encoded, graphs, pool=self.settings[index][1].pool)
 
     @torch.no_grad()
     def _log(self, graphs: Graphs, encoded: Tensor | None = None) -> None:

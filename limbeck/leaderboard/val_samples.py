@@ -1,0 +1,32 @@
+"""Samples of a record's validation split for a picture: drawn at random with a fixed seed, from the very same data."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from limbeck.engine.config import RunConfig, parse
+from limbeck.engine.evaluate import build_dataset
+from limbeck.engine.record import RunRecord
+from limbeck.errors import ConfigError, CorruptFile
+from limbeck.leaderboard.pictures import DRAW_SEED
+
+
+def val_samples(record: RunRecord, count: int, *, spare: int = 0) -> tuple[RunConfig, Any, list[int]]:
+    """A record's config, its validation split, and `count` samples of it.
+
+    Args:
+        spare: as many further samples, or fewer where the split has no more.
+    Raises: ConfigError for a count that the split does not have; CorruptFile when it is not the record's; DataMissing.
+    """
+    run = parse(RunConfig, dict(record.config), f"the config of {record.id}")
+    dataset = build_dataset(run.data, "val")
+    if record.data.val_hash not in (None, dataset.content_hash):
+        raise CorruptFile(
+            f"the validation split of {record.data.name} found here has hash {dataset.content_hash[:12]}…, that of "
+            f"{record.id} has {record.data.val_hash[:12]}…; get the data that the record was made with"
+        )
+    if not 1 <= count <= len(dataset):
+        raise ConfigError(f"--count {count}: the validation split has {len(dataset)} images; ask for 1 to that many")
+    return run, dataset, np.random.default_rng(DRAW_SEED).permutation(len(dataset))[: count + spare].tolist()
