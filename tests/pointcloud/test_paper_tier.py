@@ -48,7 +48,7 @@ def _spconv(request: pytest.FixtureRequest) -> None:
 
 def test_the_tier_has_every_pair():
     sizes = {"pointpillars": ("16x", "4x"), "pointrcnn": ("16x", "8x"), "second": ("16x", "4x")}
-    assert PAPER == [f"pointcloud/paper_kitti_{kind}_{size}" for kind, both in sizes.items() for size in both]
+    assert [f"pointcloud/paper_kitti_{kind}_{size}" for kind, both in sizes.items() for size in both] == PAPER
     further = {name: set(pair_of(name).methods) - {"PointDistiller"} for name in PAPER}
     halves = {"PointDistiller-LD", "PointDistiller-RL"}
     assert {name: found for name, found in further.items() if found} == {PILLARS.replace("16x", "4x"): halves}
