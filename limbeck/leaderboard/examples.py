@@ -35,6 +35,7 @@ BEST = "best"
 DRAW_SEED = 0  # of the random draw of images
 Chosen = Literal["random", "difference"]
 WHY: Mapping[Chosen, str] = {"random": "drawn at random", "difference": "among the largest differences"}
+LIDAR_IOU = (0.25, 0.25, 0.5)  # in 3D detection, of pedestrians, cyclists and cars, seen from above
 SCORE, IOU = (
     0.3,
     0.5,

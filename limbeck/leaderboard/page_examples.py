@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from limbeck.engine.config import PLAIN, TEACHER
-from limbeck.leaderboard.examples import BEST, FOLDER, IOU, SCORE, Examples, Sample
+from limbeck.leaderboard.examples import BEST, FOLDER, IOU, LIDAR_IOU, SCORE, Examples, Sample
 from limbeck.leaderboard.figures import number
 from limbeck.leaderboard.pictures import picture_view
 
@@ -35,6 +35,14 @@ def _text(found: Examples) -> str:
 
 def _colours(task: str, best: str) -> str:
     """What the last column shows."""
+    if task == "3d-object-detection":
+        small, _, car = LIDAR_IOU
+        return (
+            f"Frames from above, boxes of score {SCORE} or more in the colour of their class. Last column, the true "
+            f"objects that count: green where {best} alone found it with a box of its class, of that score and, from "
+            f"above, IoU {car} or more ({small} of pedestrians and cyclists), red where the plain student alone did, "
+            "grey where both, dashed black where neither; false boxes are not in this column."
+        )
     if task == "object-detection":
         return (
             f"Boxes of score {SCORE} or more are drawn in the colour of their class. Last column, the true objects: "

@@ -12,6 +12,7 @@ from limbeck.engine.config import PLAIN
 from limbeck.leaderboard.examples import BEST, WHY
 from limbeck.leaderboard.panel_layout import Cell, Colour, Legend, Line, fitted, lay_out
 from limbeck.leaderboard.panels_detection import draw_detection
+from limbeck.leaderboard.panels_lidar import draw_lidar
 
 if TYPE_CHECKING:
     from limbeck.leaderboard.example_images import Shown
@@ -57,7 +58,11 @@ def draw_segmentation(
     return lay_out(heading, ["image", "truth", *titles.values(), "where students differ"], lines, keys, legend)
 
 
-PANELS: Mapping[str, Draw] = {"semantic-segmentation": draw_segmentation, "object-detection": draw_detection}
+PANELS: Mapping[str, Draw] = {
+    "semantic-segmentation": draw_segmentation,
+    "object-detection": draw_detection,
+    "3d-object-detection": draw_lidar,
+}
 
 
 def difference(labels: np.ndarray, plain: np.ndarray, best: np.ndarray) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -57,13 +57,21 @@ def draw_detection(
             Cell(_boxes(image, found, factor, dataset.palette), _figures(one.metrics[member]))
             for member, found in boxes.items()
         ]
-        cells.append(Cell(_objects(image, truth.boxes, states, factor), _counts(states)))
+        cells.append(Cell(_objects(image, truth.boxes, states, factor), counts_of(states)))
         lines.append(Line(f"test sample {one.sample}: {WHY[one.chosen]}", cells))
-    names = [(name, dataset.palette[index]) for index, name in enumerate(dataset.classes) if index in seen]
-    signs = [(text, FOUND[kind]) for kind, text in enumerate(SIGNS) if kind in kinds]
     return lay_out(
-        heading, ["image", "truth", *titles.values(), "found by which student"], lines, [names, signs], legend
+        heading,
+        ["image", "truth", *titles.values(), "found by which student"],
+        lines,
+        keys_of(dataset, seen, kinds),
+        legend,
     )
+
+
+def keys_of(dataset: Any, seen: Collection[int], kinds: Collection[int]) -> list[list[tuple[str, Colour]]]:
+    """The legends: classes that occur, and kinds of found and missed objects that do."""
+    names = [(name, dataset.palette[index]) for index, name in enumerate(dataset.classes) if index in seen]
+    return [names, [(text, FOUND[kind]) for kind, text in enumerate(SIGNS) if kind in kinds]]
 
 
 def differences(truth: Detections, plain: Detections, best: Detections) -> np.ndarray:
@@ -71,7 +79,11 @@ def differences(truth: Detections, plain: Detections, best: Detections) -> np.nd
 
     Returns: int64 (N,).
     """
-    hit, base = found_objects(truth, best), found_objects(truth, plain)
+    return states(found_objects(truth, best), found_objects(truth, plain))
+
+
+def states(hit: np.ndarray, base: np.ndarray) -> np.ndarray:
+    """GAINED, LOST, BOTH or MISSED, from whether best and whether plain found an object, bool (N,) each."""
     return np.select([hit & ~base, base & ~hit, hit & base], [GAINED, LOST, BOTH], MISSED)
 
 
@@ -162,7 +174,7 @@ def _ink(colour: Sequence[int]) -> Colour:
     return (0, 0, 0) if 0.299 * red + 0.587 * green + 0.114 * blue > 140 else (255, 255, 255)
 
 
-def _counts(states: np.ndarray) -> str:
+def counts_of(states: np.ndarray) -> str:
     gained, lost, both, missed = (int((states == kind).sum()) for kind in range(4))
     return f"green {gained}, red {lost}, grey {both}, dashed {missed}"
 

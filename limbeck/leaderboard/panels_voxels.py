@@ -43,7 +43,11 @@ def draw_voxels(seen: Seen, figures: Sequence[ChosenVoxels], heading: str, legen
             ),
         ]
         lines.append(Line(f"val sample {said.sample}: {said.objects} objects", cells))
-    titles = [f"pillars, darker with more points (1 to {most})", "centres, coloured by weight φ", "histogram of φ"]
+    titles = [
+        f"pillars, darker with more points (1 to {most})",
+        "centres, coloured by weight",
+        "histogram of the weights",
+    ]
     present = sorted({int(label) for frame in seen.frames for label in frame.labels})
     keys = [[*((f"true box: {seen.classes[k]}", seen.palette[k]) for k in present), ("pillar, no centre", FAINT)]]
     return lay_out(heading, titles, lines, keys, legend)
@@ -93,7 +97,7 @@ def histogram(counts: Sequence[int], largest: float) -> Image.Image:
     for share in (0.0, 0.5, 1.0):
         x = side + share * len(counts) * step
         draw.text((x, base + 4 * FINE), f"{share * largest:.3g}", fill=INK, font=font, anchor="ma")
-    draw.text((width / 2, height - 2 * FINE), "weight φ", fill=SOFT, font=font, anchor="md")
+    draw.text((width / 2, height - 2 * FINE), "weight (mean 1)", fill=SOFT, font=font, anchor="md")
     draw.text((side - 4 * FINE, top), str(most), fill=SOFT, font=font, anchor="rm")
     draw.text((side - 4 * FINE, base), "0", fill=SOFT, font=font, anchor="rm")
     return page.resize(PLOT, Image.Resampling.LANCZOS)

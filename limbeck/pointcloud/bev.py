@@ -54,11 +54,14 @@ class BirdsEye:
         """Points (P, ≥ 3), each a pixel, the higher the darker and on top; what is out of sight is left out."""
         points = points[np.argsort(points[:, 2], kind="stable")]
         shade = np.interp(points[:, 2], HEIGHTS, GREYS).round().astype(np.uint8)
-        self._blocks(points[:, :2], np.full(2, 1 / self.scale), np.repeat(shade[:, None], 3, 1))
+        corners = np.floor(self.pixels(points[:, :2])).astype(int) * FINE
+        self._fill(corners, (FINE, FINE), np.repeat(shade[:, None], 3, 1))
 
     def cells(self, places: np.ndarray, size: Sequence[float], colours: np.ndarray) -> None:
         """Upright rectangles: their centres (n, 2) and their one size along x and y in metres, uint8 (n, 3) colours."""
-        self._blocks(places, np.asarray(size, float), colours)
+        tall, wide = (max(1, round(side * self.scale * FINE)) for side in size)
+        corners = self.pixels(np.asarray(places) + np.asarray(size, float) / 2) * FINE
+        self._fill(np.floor(corners + 0.5).astype(int), (wide, tall), colours)
 
     def boxes(
         self, boxes: np.ndarray, colours: Sequence[Colour], texts: Sequence[str] = (), *, dashed: bool = False
@@ -83,7 +86,7 @@ class BirdsEye:
 
     def image(self) -> Image.Image:
         """The picture, RGB."""
-        page = self._image.resize(self.size, Image.Resampling.LANCZOS)
+        page = self._image.reduce(FINE)
         draw, font = ImageDraw.Draw(page), ImageFont.load_default(LETTERS)
         for column, row, text, plate in self._texts:
             if plate is None:
@@ -99,14 +102,12 @@ class BirdsEye:
     def _draw(self) -> ImageDraw.ImageDraw:
         return ImageDraw.Draw(self._image)
 
-    def _blocks(self, places: np.ndarray, size: np.ndarray, colours: np.ndarray) -> None:
-        """Fill rectangles of one size; of those that meet the last one is seen."""
+    def _fill(self, corners: np.ndarray, size: tuple[int, int], colours: np.ndarray) -> None:
+        """Fill rectangles of one size, from upper left corners; of those that meet the last one is seen."""
         canvas = np.array(self._image)
-        corner = np.floor((self.pixels(places) - (size * self.scale / 2)[::-1]) * FINE + 0.5).astype(int)
-        wide, tall = (max(1, round(side * self.scale * FINE)) for side in size[::-1])
-        for right in range(wide):
-            for down in range(tall):
-                column, row = corner[:, 0] + right, corner[:, 1] + down
+        for right in range(size[0]):
+            for down in range(size[1]):
+                column, row = corners[:, 0] + right, corners[:, 1] + down
                 seen = (column >= 0) & (column < canvas.shape[1]) & (row >= 0) & (row < canvas.shape[0])
                 canvas[row[seen], column[seen]] = colours[seen]
         self._image = Image.fromarray(canvas)

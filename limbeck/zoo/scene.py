@@ -63,7 +63,8 @@ def scene_page(prediction: LidarPrediction) -> str:
     """
     from plotly import graph_objects
 
-    title = escape(f"{Path(str(prediction.source)).name}: {len(prediction.boxes)} objects")
+    count = len(prediction.boxes)
+    title = escape(f"{Path(str(prediction.source)).name}: {count} object{'s' * (count != 1)}")
     layout = dict(
         title=title,
         template="plotly_white",

@@ -1,7 +1,8 @@
-"""Runs of a tiny detection pair on digit scenes, trained once for all tests that look at their records and weights."""
+"""Runs of tiny detection pairs, in images and in clouds, trained once for all tests that look at their records."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -44,19 +45,32 @@ def detection_pair() -> Any:
 def digit_runs(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     """`results` and `runs`, the folders of records and weights, and the records by method."""
     pytest.importorskip("mmdet", reason="the students are mmdetection's networks")
+    return trained_runs(detection_pair(), METHODS, tmp_path_factory.mktemp("digits"))
+
+
+@pytest.fixture(scope="session")
+def lidar_runs(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    """The same of a pair on LiDAR scenes."""
+    pytest.importorskip("mmdet3d", reason="the students are mmdetection3d's networks")
+    from tests.pointcloud.small_runs import lidar_pair
+
+    return trained_runs(lidar_pair(), ("teacher", "plain", "PointDistiller"), tmp_path_factory.mktemp("lidar"))
+
+
+def trained_runs(pair: Any, methods: Sequence[str], folder: Path) -> SimpleNamespace:
+    """`results`, `runs` and `records` of a pair's methods; the first is the teacher."""
     from limbeck.engine.config import TrainedTeacher, expand
     from limbeck.engine.record import RunRecord
     from limbeck.engine.run import RunOptions, execute
 
-    folder: Path = tmp_path_factory.mktemp("digits")
     options = RunOptions(folder / "runs", folder / "results", folder / "cache", threads=1, latency_ms=1.0)
     records: dict[str, RunRecord] = {}
-    for method in METHODS:
+    for method in methods:
         teacher = records.get("teacher")
         trained = {} if teacher is None else {"teacher": TrainedTeacher(f"run://{teacher.id}", teacher.student_sha256)}
         if method == "plain":
             trained = {}
-        made = execute(expand(detection_pair(), method, 0, trained=trained), options)
+        made = execute(expand(pair, method, 0, trained=trained), options)
         assert made is not None
         records[method] = made
     return SimpleNamespace(results=folder / "results", runs=folder / "runs", records=records)
