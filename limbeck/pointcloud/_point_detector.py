@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from mmdet3d.models.detectors import PointRCNN
@@ -54,7 +54,7 @@ class PointDetector(PointRCNN):
         """
         samples = _samples(len(instances))
         for sample, instance in zip(samples, instances, strict=True):
-            sample.gt_instances_3d = instance if len(instance.labels_3d) else _far_away(instance)
+            sample.gt_instances_3d = instance if len(cast(Any, instance).labels_3d) else _far_away(instance)
         found: dict[str, Tensor] = self.loss(features, samples)  # type: ignore[arg-type, assignment]
         rows = features["fp_features"]
         if bool(found["rpn_semantic_loss"].isinf()) and bool(rows.isfinite().all()):
@@ -88,5 +88,6 @@ def _samples(count: int) -> list[Det3DDataSample]:
 
 def _far_away(instance: InstanceData) -> InstanceData:
     """One box that no point lies in and no proposal meets: targets are as without any."""
-    box = instance.bboxes_3d.tensor.new_tensor([_NOWHERE])
-    return InstanceData(bboxes_3d=LiDARInstance3DBoxes(box), labels_3d=torch.zeros(1).to(instance.labels_3d))
+    given = cast(Any, instance)
+    box = given.bboxes_3d.tensor.new_tensor([_NOWHERE])
+    return InstanceData(bboxes_3d=LiDARInstance3DBoxes(box), labels_3d=torch.zeros(1).to(given.labels_3d))
