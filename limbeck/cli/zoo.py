@@ -11,7 +11,7 @@ import typer
 from limbeck.errors import ConfigError
 
 if TYPE_CHECKING:
-    from limbeck.zoo.card import Card, CloudPreprocessing, Preprocessing
+    from limbeck.zoo.card import Card
     from limbeck.zoo.predictor import Predictor
 
 app = typer.Typer(no_args_is_help=True)
@@ -272,7 +272,7 @@ def _facts(card: Card) -> dict[str, str]:
         "record": card.record,
         "parameters": f"{card.parameters:,}",
         "FLOPs": "not counted" if card.flops is None else f"{card.flops:,}",
-        "input": _input(card.preprocessing),
+        "input": _input(card),
         "classes": ", ".join(card.classes if card.palette is None else map(_coloured, card.classes, card.palette)),
         "file": f"{card.file}, {card.file_bytes:,} bytes",
         "sha256": card.sha256,
@@ -283,12 +283,12 @@ def _facts(card: Card) -> dict[str, str]:
     }
 
 
-def _input(spec: Preprocessing | CloudPreprocessing) -> str:
-    from limbeck.zoo.card import Preprocessing
-
-    if isinstance(spec, Preprocessing):
-        channels, height, width = spec.input_size
-        return f"{channels} × {height} × {width}, mean {list(spec.mean)}, std {list(spec.std)}; {spec.note}"
+def _input(card: Card) -> str:
+    if (image := card.preprocessing) is not None:
+        channels, height, width = image.input_size
+        return f"{channels} × {height} × {width}, mean {list(image.mean)}, std {list(image.std)}; {image.note}"
+    if (spec := card.voxels) is None:
+        return ""
     low, high = spec.point_cloud_range[:3], spec.point_cloud_range[3:]
     spans = ", ".join(f"{axis} {a:g} to {b:g}" for axis, a, b in zip("xyz", low, high))
     size = " × ".join(f"{side:g}" for side in spec.voxel_size)

@@ -90,7 +90,14 @@ class Card(_Strict):
         description="RGB of each class in pictures of class maps and boxes; None, and not in the file, for other tasks",
         exclude_if=lambda value: value is None,
     )
-    preprocessing: Preprocessing | CloudPreprocessing
+    preprocessing: Preprocessing | None = Field(
+        None,
+        description="None, and not in the file, for students that read LiDAR clouds",
+        exclude_if=lambda value: value is None,
+    )
+    voxels: CloudPreprocessing | None = Field(
+        None, description="of those students alone", exclude_if=lambda value: value is None
+    )
     metrics: dict[str, Finite] = Field(description="on the test split, in the record's terms")
     primary_metric: str
     record: str = Field(description="id of the record, its path below results/ without '.json'")
@@ -121,14 +128,15 @@ class Card(_Strict):
             raise ValueError(f"{kind} needs a palette, one RGB colour a class")
         if len(set(self.classes)) != len(self.classes):
             raise ValueError(f"{kind} needs a name of its own for each class")
-        if isinstance(self.preprocessing, Preprocessing) and self.preprocessing.crop_pct is not None:
+        if self.preprocessing is not None and self.preprocessing.crop_pct is not None:
             raise ValueError(f"{kind} takes the whole image; crop_pct must be null")
         return self
 
     @model_validator(mode="after")
     def _reads(self) -> Self:
-        if self.detects_3d != isinstance(self.preprocessing, CloudPreprocessing):
-            raise ValueError(f"the preprocessing is not that of {self.task}; 3D detectors read voxels, others images")
+        if (self.preprocessing is None, self.voxels is not None) != (self.detects_3d, self.detects_3d):
+            wanted, other = ("voxels", "preprocessing") if self.detects_3d else ("preprocessing", "voxels")
+            raise ValueError(f"a card of {self.task} has {wanted} and no {other}")
         return self
 
     @property

@@ -117,7 +117,7 @@ def cloud_metadata(card: Card, model: nn.Module) -> dict[str, str]:
         "limbeck.voxel_size": json.dumps(grid.voxel_size),
         "limbeck.max_points": str(grid.max_points),
         "limbeck.max_voxels": str(grid.max_voxels[1]),
-        "limbeck.points": card.preprocessing.note,
+        "limbeck.points": cast(Any, card.voxels).note,
         "limbeck.head": type(head).__name__,
         "limbeck.box_coder": type(head.bbox_coder).__name__,
     } | {f"limbeck.{key}": json.dumps(value) for key, value in decoding.items()}

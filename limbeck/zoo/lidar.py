@@ -112,7 +112,7 @@ class CloudDetector:
 
     def __init__(self, model: nn.Module, card: Card) -> None:
         self.model, self.card = model, card
-        self.preprocess = CloudPreprocess(cast(Any, card.preprocessing))
+        self.preprocess = CloudPreprocess(cast(Any, card.voxels))
         self._adapter: Any = ADAPTERS.make(dict(type="PointCloudAdapter"))
 
     def __call__(self, cloud: Any, *, score: float = SCORE) -> LidarPrediction:

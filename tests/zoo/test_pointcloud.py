@@ -85,7 +85,8 @@ def test_card_has_the_voxels_the_classes_and_their_colours(published: SimpleName
     assert (card.detects_3d, card.detects, card.segments) == (True, False, False)
     assert card.classes == ("Pedestrian", "Cyclist", "Car")
     assert len(set(card.palette)) == 3
-    spec = card.preprocessing
+    assert card.preprocessing is None
+    spec = card.voxels
     assert isinstance(spec, CloudPreprocessing)
     assert (spec.point_cloud_range, spec.voxel_size) == (EXTENT, (0.32, 0.32, 4.0))
     assert (spec.max_points, spec.max_voxels) == (16, (2000, 2000))
@@ -121,10 +122,10 @@ def test_architecture_names(config: dict[str, Any], name: str) -> None:
     ("values", "said"),
     [
         (dict(palette=None), "a detector needs a palette"),
-        (dict(task="object-detection"), "preprocessing is not that of object-detection"),
+        (dict(task="object-detection"), "a card of object-detection has preprocessing and no voxels"),
         (
             dict(preprocessing=dict(input_size=[1, 8, 8], mean=[0.5], std=[0.5])),
-            "preprocessing is not that of 3d-object-detection; 3D detectors read voxels",
+            "a card of 3d-object-detection has voxels and no preprocessing",
         ),
     ],
 )
@@ -139,7 +140,7 @@ def test_card_that_does_not_fit_is_refused(
 
 def test_card_with_other_voxels_than_its_model_is_refused(published: SimpleNamespace, tmp_path: Path) -> None:
     values = published.card.model_dump(mode="json")
-    values["preprocessing"]["max_points"] = 17
+    values["voxels"]["max_points"] = 17
     (tmp_path / "cards").mkdir()
     (tmp_path / "cards" / f"{NAME}.json").write_text(json.dumps(values))
     (tmp_path / "weights").symlink_to(published.zoo / "weights")
