@@ -23,6 +23,7 @@ from limbeck.engine.run import RunOptions, _schedulers, execute
 from limbeck.engine.runner import build_optim_wrapper
 from limbeck.engine.taps import check_taps
 from limbeck.engine.weights import hash_state
+from limbeck.pointcloud.voxels import voxelize
 from tests.pointcloud.kitti_folder import write_kitti
 from tests.pointcloud.test_points import small
 
@@ -39,7 +40,7 @@ def pair_of(name: str) -> PairConfig:
 
 @pytest.fixture(autouse=True)
 def _spconv(request: pytest.FixtureRequest) -> None:
-    if "second" in str(getattr(request.node, "callspec", request).params if hasattr(request.node, "callspec") else ""):
+    if "second" in request.node.name:
         pytest.importorskip("spconv", reason="the pointcloud extra is not installed")
 
 
@@ -48,7 +49,8 @@ def _spconv(request: pytest.FixtureRequest) -> None:
 
 def test_the_tier_has_every_pair():
     sizes = {"pointpillars": ("16x", "4x"), "pointrcnn": ("16x", "8x"), "second": ("16x", "4x")}
-    assert PAPER == [f"pointcloud/paper_kitti_{kind}_{size}" for kind, both in sizes.items() for size in both]
+    names = [f"pointcloud/paper_kitti_{kind}_{size}" for kind, both in sizes.items() for size in both]
+    assert names == PAPER
     further = {name: set(pair_of(name).methods) - {"PointDistiller"} for name in PAPER}
     halves = {"PointDistiller-LD", "PointDistiller-RL"}
     assert {name: found for name, found in further.items() if found} == {PILLARS.replace("16x", "4x"): halves}
@@ -138,16 +140,16 @@ def test_full_size_networks_have_every_tap_and_the_range_of_their_data(name):
 
 
 def reduced(model: dict[str, Any]) -> dict[str, Any]:
-    """A model config within 15 m of the sensor: 48 × 48 pillars, 96 × 96 × 40 voxels, or 128 points."""
+    """A model config within 15 m of the sensor: 48 × 48 pillars, 32 × 32 × 40 voxels, or 128 points; few voxels."""
     found = deepcopy(model)
     config = found["config"]
     if config["type"] == "PointRCNN":
         return found | dict(config=small(config), points=dict(point_cloud_range=EXTENT, count=128, far=10.0))
     sparse = config["middle_encoder"]["type"] == "SparseEncoder"
-    cells, height = (96, 0.1) if sparse else (48, 4.0)
+    cells, height, most = (32, 0.1, 100) if sparse else (48, 4.0, 400)
     size = [15.36 / cells, 15.36 / cells, height]
     config["data_preprocessor"]["voxel_layer"].update(
-        point_cloud_range=list(EXTENT), voxel_size=size, max_voxels=(600, 600)
+        point_cloud_range=list(EXTENT), voxel_size=size, max_voxels=(most, most)
     )
     if sparse:
         config["middle_encoder"]["sparse_shape"] = [41, cells, cells]
@@ -168,16 +170,27 @@ def where(root: Path) -> dict[str, Any]:
     return dict(root=str(root), val_size=2, point_cloud_range=EXTENT)
 
 
-def distiller(pair: PairConfig) -> Distiller:
-    """The links of all methods in one model, with a teacher as it is drawn."""
+def settled(config: dict[str, Any], clouds: list[torch.Tensor]) -> nn.Module:
+    """A teacher whose batch norms know these clouds, so that its features are not next to nothing."""
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        model = MODELS.make(config)
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.momentum = 1.0
+    with torch.no_grad():
+        model.train()(voxelize(clouds, model.grid))
+    return model.eval()
+
+
+def distiller(pair: PairConfig, clouds: list[torch.Tensor]) -> Distiller:
+    """The links of all methods in one model."""
     runs = [expand(pair, method, 0) for method in pair.methods]
     config = {key: value for key, value in runs[0].model.items() if key not in ("type", "links")}
     for key, member in config["members"].items():
-        with torch.random.fork_rng():
-            torch.manual_seed(1)
-            small_one = reduced(member["model"])
-            member.update(dict(model=MODELS.make(small_one), initial_weights=True) if key == "teacher" else {})
-            member.update({} if key == "teacher" else dict(model=small_one))
+        model = reduced(member["model"])
+        frozen = key == "teacher"
+        member.update(dict(model=settled(model, clouds), initial_weights=True) if frozen else dict(model=model))
     return Distiller(**config, links=[link for run in runs for link in run.model["links"]])
 
 
@@ -185,9 +198,9 @@ def distiller(pair: PairConfig) -> Distiller:
 def test_all_methods_of_a_pair_do_one_step(name, kitti):
     torch.manual_seed(0)
     pair = pair_of(name)
-    model = distiller(pair)
-    data = DATASETS.make(pair.data.train | where(kitti))
-    ready: Any = model.data_preprocessor(data.__getitems__([0, 1]), True)  # the second cloud has no object
+    raw = DATASETS.make(pair.data.train | where(kitti)).__getitems__([0, 1])  # the second cloud has no object
+    model = distiller(pair, raw["inputs"])
+    ready: Any = model.data_preprocessor(raw, True)
     batch = model.adapter.batch(ready["inputs"], ready["data_samples"])
     assert [len(boxes) for boxes in batch.targets.boxes] == [3, 0]
     wrapper = build_optim_wrapper(model, model.links, pair.recipe)
@@ -227,4 +240,4 @@ def test_a_small_kitti_gives_a_record(name, kitti, tmp_path):
     assert record is not None
     assert "bev_ap40_strict" in record.metrics
     assert record.metrics["ap40_ceiling"] > 0
-    assert sum(record.per_class["boxes"]) > 0
+    assert sum(record.per_class["boxes"].values()) > 0
