@@ -46,7 +46,7 @@ class PointDetector(PointRCNN):
         """A copy of what `features` gave: mmdetection3d's stages take parts out of it, and put others in."""
         return dict(batch_inputs_dict)
 
-    def losses(self, features: dict[str, Tensor], instances: list[InstanceData]) -> dict[str, Tensor]:
+    def losses(self, features: dict[str, Tensor], instances: list[Any]) -> dict[str, Tensor]:
         """mmdetection3d's losses of both stages; clouds may be without objects, which its own code does not allow.
 
         Where no point of the batch lies in a box, the first stage does not learn classes, as its loss is divided by the
@@ -86,7 +86,7 @@ def _samples(count: int) -> list[Det3DDataSample]:
     return [Det3DDataSample(metainfo=dict(box_type_3d=LiDARInstance3DBoxes)) for _ in range(count)]
 
 
-def _far_away(instance: InstanceData) -> InstanceData:
+def _far_away(instance: Any) -> InstanceData:
     """One box that no point lies in and no proposal meets: targets are as without any."""
     given = cast(Any, instance)
     box = given.bboxes_3d.tensor.new_tensor([_NOWHERE])
