@@ -9,8 +9,8 @@ import torch
 from mmengine.device import is_cuda_available
 from mmengine.logging import MMLogger
 from mmengine.model import MMDistributedDataParallel
-from mmengine.optim import OptimWrapperDict
-from mmengine.registry import LOOPS, OPTIM_WRAPPERS
+from mmengine.optim import OneCycleLR, OptimWrapperDict
+from mmengine.registry import LOOPS, OPTIM_WRAPPERS, PARAM_SCHEDULERS
 from mmengine.runner import BaseLoop, Runner
 from torch import nn
 from torch.utils.data import DataLoader
@@ -61,6 +61,15 @@ def _scaled_step(wrapper: Any, scaler: Any) -> None:
         scaler.unscale_(wrapper.optimizer)
         wrapper._clip_grad()
     scaler.step(wrapper.optimizer)
+
+
+@PARAM_SCHEDULERS.register_module(name="OneCycleLR", force=True)
+class ResumableOneCycleLR(OneCycleLR):
+    """mmengine's, whose state holds a function that torch refuses to read back; a new one has that function anyway."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Without the function."""
+        return {name: value for name, value in super().state_dict().items() if name != "anneal_func"}
 
 
 @LOOPS.register_module()

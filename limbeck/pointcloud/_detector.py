@@ -16,6 +16,9 @@ from torch import Tensor
 
 from limbeck.pointcloud.voxels import Grid, Voxels
 
+# What mmdetection3d's anchor head makes mmdetection and torch say in every run, which a user can do nothing about.
+NOISE = ("DeprecationWarning: pos_bboxes is deprecated", "torch.meshgrid: in an upcoming release")
+
 
 @MODELS.register_module()
 class VoxelDetector(VoxelNet):
@@ -58,6 +61,8 @@ def build_detector(config: Mapping[str, Any], grid: Grid, num_classes: int) -> V
         config: arguments of mmdetection3d's VoxelNet.
     """
     register_all_modules(init_default_scope=False)
+    for said in NOISE:
+        warnings.filterwarnings("ignore", message=said, category=UserWarning)
     args = {key: ConfigDict(value) if isinstance(value, dict) else value for key, value in config.items()}
     with DefaultScope.overwrite_default_scope("mmdet3d"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # its head warns of options that it deprecates

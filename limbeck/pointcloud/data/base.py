@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,11 @@ from limbeck.pointcloud.metrics import truth_tensors
 DESK_RANGE = (0.0, -20.48, -3.0, 40.96, 20.48, 1.0)
 KITTI_RANGE = (0.0, -39.68, -3.0, 69.12, 39.68, 1.0)
 _UNCOUNTED = 3  # KITTI's occlusion "unknown": the metric ignores such a box, found or not
+
+
+@lru_cache(maxsize=6)  # train, val and test of two benchmarks; the runs of a suite share them
+def _kept_frames(content_hash: str) -> dict[int, Frame]:
+    return {}
 
 
 class LidarDataset(ViewDataset):
@@ -37,7 +43,7 @@ class LidarDataset(ViewDataset):
 
     Attributes:
         palette: one RGB colour a class.
-        keeps: hold every frame in memory once it was asked for.
+        keeps: hold every frame in memory once it was asked for, for all data sets of this content in the process.
     """
 
     classes = list(CLASSES)
@@ -58,7 +64,6 @@ class LidarDataset(ViewDataset):
             raise ConfigError(f"seed of {self.name}'s augmentation is 0 or more; got {seed}")
         self.point_cloud_range = tuple(float(n) for n in point_cloud_range)
         in_range(np.zeros((0, 3)), np.zeros((0, 7)), self.point_cloud_range)  # or it says what is wrong
-        self._kept: dict[int, Frame] = {}
 
     def frame(self, sample: int) -> Frame:
         """A sample as it is labelled."""
@@ -66,14 +71,12 @@ class LidarDataset(ViewDataset):
 
     def stored(self, sample: int) -> Frame:
         """A sample before augmentation; what is out of range does not count."""
-        found = self._kept.get(sample)
-        if found is None:
+        kept = _kept_frames(self.content_hash) if self.keeps else {}
+        if sample not in kept:
             whole = self.frame(sample)
             _, inside = in_range(whole.points[:0], whole.boxes, self.point_cloud_range)
-            found = replace(whole, occluded=np.where(inside, whole.occluded, _UNCOUNTED))
-            if self.keeps:
-                self._kept[sample] = found
-        return found
+            kept[sample] = replace(whole, occluded=np.where(inside, whole.occluded, _UNCOUNTED))
+        return kept[sample]
 
     def pipeline(self) -> dict[str, Any]:
         """Everything that decides the points."""

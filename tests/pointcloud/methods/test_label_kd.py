@@ -1,19 +1,16 @@
-"""Label KD: which boxes join, in which order; plain at threshold 1; suppression; what the link asks of the adapter."""
+"""Label KD: which boxes join, in which order; plain at threshold 1; suppression; what the student learns from."""
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from limbeck.engine.adapter import Batch, Forward
 from limbeck.engine.method import LinkInputs
 from limbeck.engine.registry import METHODS
-from limbeck.errors import ConfigError
-from limbeck.pointcloud.methods import label_kd
+from limbeck.errors import ConfigError, ShapeMismatch
 from limbeck.pointcloud.methods.label_kd import LabelKD, joined_boxes
 from tests.pointcloud.methods.clouds import targets, voxels
 from tests.vision.methods import conftest as common
@@ -71,33 +68,8 @@ def test_suppression_keeps_the_best_of_a_class() -> None:
 # --- the link ---
 
 
-class Adapter:
-    """Offers 9 numbers a box, as the package's adapter does; counts what it is asked."""
-
-    calls: list[tuple[str, str]] = []
-    decoded = torch.zeros(0)
-
-    def member_inputs(self, batch: Batch, deploy: nn.Module, member: nn.Module) -> str:
-        type(self).calls.append((type(deploy).__name__, type(member).__name__))
-        if batch.targets is None:
-            coors, counts = voxels((5, 5))
-            batch.targets = targets(coors, counts, [TRUE, TRUE[:0]], [LABELS, LABELS[:0]])
-        return f"inputs of {type(member).__name__}"
-
-    def forward(self, model: nn.Module, inputs: str, batch: Batch, *, with_loss: bool) -> Forward:
-        assert inputs == "inputs of Tanh"
-        assert not with_loss
-        assert not torch.is_grad_enabled()
-        return Forward({}, {"decoded_boxes": lambda: type(self).decoded})
-
-
 @pytest.fixture
-def link(monkeypatch: pytest.MonkeyPatch) -> LabelKD:
-    monkeypatch.setattr(label_kd, "ADAPTERS", SimpleNamespace(lookup=lambda name: Adapter))
-    Adapter.calls = []
-    Adapter.decoded = torch.full((2, 2, 9), 3.0)
-    Adapter.decoded[..., 7] = torch.tensor([[0.9, 0.5], [0.7, 0.8]])
-    Adapter.decoded[..., 8] = torch.tensor([[1, 1], [2, -1]])
+def link() -> LabelKD:
     found = LabelKD()
     student = nn.ReLU()
     student.num_classes = 3  # type: ignore[assignment]
@@ -105,29 +77,44 @@ def link(monkeypatch: pytest.MonkeyPatch) -> LabelKD:
     return found
 
 
-def test_batch_that_all_members_see_has_the_joined_boxes(link: LabelKD) -> None:
-    batch = Batch("clouds", extra={"kept": 1})
-    changed = link.alter(batch, torch.Generator())
-    assert [len(b) for b in changed.targets.boxes] == [4, 1]
-    assert [n.tolist() for n in changed.targets.labels] == [[0, 2, 2, 1], [2]]
+def seen() -> LinkInputs:
+    """A batch of two clouds, of which the second has no ground truth, as the link gets it before the student runs."""
+    decoded = torch.full((2, 2, 9), 3.0)
+    decoded[..., 7] = torch.tensor([[0.9, 0.5], [0.7, 0.8]])
+    decoded[..., 8] = torch.tensor([[1, 1], [2, -1]])
+    truth = targets(*voxels((5, 5)), [TRUE, TRUE[:0]], [LABELS, LABELS[:0]])
+    return LinkInputs(teacher=[decoded], student=[], targets=truth)
+
+
+def test_student_learns_from_the_joined_boxes(link: LabelKD) -> None:
+    batch = seen()
+    changed = link.retarget(batch)
+    assert [len(b) for b in changed.boxes] == [4, 1]
+    assert [n.tolist() for n in changed.labels] == [[0, 2, 2, 1], [2]]
+    assert changed.coors is batch.targets.coors
     assert [len(b) for b in batch.targets.boxes] == [3, 0]  # the loader's own stay
-    assert (changed.inputs, changed.extra) == ("clouds", {"kept": 1})
-    assert Adapter.calls == [("ReLU", "ReLU"), ("ReLU", "Tanh")]
-    assert link(LinkInputs(teacher=[], student=[])) == {}
-    assert link.taps == []
+    assert link(batch) == {}
+    assert link.taps == [("decoded_boxes", "cls_logits")]
+    assert link.alters_targets
+    assert not link.alters_batch
 
 
 def test_threshold_of_one_is_plain_training(link: LabelKD) -> None:
     link.thresholds = [1.0]
-    changed = link.alter(Batch("clouds"), torch.Generator())
-    assert changed.targets.boxes[0] is TRUE
+    assert link.retarget(seen()).boxes[0] is TRUE
+
+
+def test_other_taps_are_refused(link: LabelKD) -> None:
+    link.connect([(2, 256, 9)], [(2, 18, 4, 4)])
+    with pytest.raises(ShapeMismatch, match=r"tap 'decoded_boxes' gives \(2, 18, 4, 4\), not boxes \(B, P, 9\)"):
+        link.connect([(2, 18, 4, 4)], [(2, 18, 4, 4)])
 
 
 def test_options_are_checked(link: LabelKD) -> None:
     assert isinstance(METHODS.make(dict(type="LabelKD", threshold=[0.6, 0.5, 0.5], nms=0.7)), LabelKD)
     link.thresholds = [0.6, 0.5]
     with pytest.raises(ConfigError, match="2 thresholds for 3 classes"):
-        link.alter(Batch("clouds"), torch.Generator())
+        link.retarget(seen())
     for options in (dict(threshold=1.5), dict(threshold=[]), dict(limit=0), dict(nms=1.0), dict(nms=0.0)):
         with pytest.raises(ConfigError, match="LabelKD"):
             LabelKD(**options)  # type: ignore[arg-type]

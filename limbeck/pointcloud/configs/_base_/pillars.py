@@ -4,7 +4,7 @@ _heads = [(f"bbox_head.{name}", f"bbox_head.{name}") for name in ("conv_cls", "c
 
 
 def pillars(width: float, **changes) -> dict:
-    """PointPillars of a width on the desk's grid, 128 × 128 pillars of 0.32 m, with every option that a record needs."""
+    """PointPillars of a width on the desk's grid, 128 × 128 pillars of 0.32 m, as a record shall tell it."""
     return dict(
         type="PointPillarsDetector",
         width=width,
