@@ -146,7 +146,7 @@ def groups_of(results: Results, benchmarks: Sequence[str], pair: str | None, tas
     for group in groups:
         if group.sample.task not in tasks:
             raise ConfigError(
-                f"pictures are drawn for {' and '.join(map(_words, tasks))}; {group.benchmark} is "
+                f"pictures are drawn for {', '.join(map(_words, tasks))}; {group.benchmark} is "
                 f"{_words(group.sample.task)}; name a benchmark of a task that is drawn"
             )
     return groups

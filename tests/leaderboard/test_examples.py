@@ -143,9 +143,7 @@ def test_pair_without_a_method_is_one_sentence(tmp_path: Path) -> None:
 
 def test_other_tasks_are_refused_by_name(tmp_path: Path) -> None:
     results = load_results(write_all(tmp_path, [fabricate("plain"), fabricate("KD")]))
-    with pytest.raises(
-        ConfigError, match="drawn for semantic segmentation and object detection; toy is image classification; name a"
-    ):
+    with pytest.raises(ConfigError, match=r"drawn for semantic segmentation, .*; toy is image classification; name a"):
         plan_examples(results, ["toy"], weights={})
 
 
