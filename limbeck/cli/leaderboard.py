@@ -17,6 +17,11 @@ WithAblations = Annotated[
 ]
 Names = Annotated[list[str] | None, typer.Argument(metavar="[BENCHMARK]...", help="All when none is named.")]
 SiteFolder = Annotated[Path, typer.Option("--out", help="Folder of the page.")]
+Runs = Annotated[Path | None, typer.Option(help="Folder of a suite's runs, for weights that the zoo does not have.")]
+TeacherRuns = Annotated[
+    Path | None, typer.Option(help="Folder of a suite's runs, for teachers that the zoo does not have.")
+]
+OnlyPair = Annotated[str | None, typer.Option("--pair", help="Only this one.")]
 RESULTS = Path("results")
 SITE = Path("out/leaderboard")
 
@@ -88,12 +93,10 @@ def build(
 def examples(
     benchmark: str,
     results: ResultsFolder = RESULTS,
-    runs: Annotated[
-        Path | None, typer.Option(help="Folder of a suite's runs, for weights that the zoo does not have.")
-    ] = None,
+    runs: Runs = None,
     out: SiteFolder = SITE,
     count: Annotated[int, typer.Option(min=1, help="Images; half of them, rounded up, are drawn at random.")] = 4,
-    pair: Annotated[str | None, typer.Option(help="Only this one.")] = None,
+    pair: OnlyPair = None,
 ) -> None:
     """Draw test images with truth and predictions of teacher, plain and best student, for the page that build makes.
 
@@ -122,12 +125,10 @@ def examples(
 def masks(
     benchmark: str,
     results: ResultsFolder = RESULTS,
-    runs: Annotated[
-        Path | None, typer.Option(help="Folder of a suite's runs, for teachers that the zoo does not have.")
-    ] = None,
+    runs: TeacherRuns = None,
     out: SiteFolder = SITE,
     count: Annotated[int, typer.Option(min=1, help="Images of the validation split, drawn at random.")] = 3,
-    pair: Annotated[str | None, typer.Option(help="Only this one.")] = None,
+    pair: OnlyPair = None,
 ) -> None:
     """Train the recorded ACAM-KD run of the lowest seed again and draw its masks over training, for the page.
 
@@ -155,12 +156,10 @@ def masks(
 def voxels(
     benchmark: str,
     results: ResultsFolder = RESULTS,
-    runs: Annotated[
-        Path | None, typer.Option(help="Folder of a suite's runs, for teachers that the zoo does not have.")
-    ] = None,
+    runs: TeacherRuns = None,
     out: SiteFolder = SITE,
     count: Annotated[int, typer.Option(min=1, help="Frames of the validation split, drawn at random.")] = 3,
-    pair: Annotated[str | None, typer.Option(help="Only this one.")] = None,
+    pair: OnlyPair = None,
 ) -> None:
     """Draw which voxels PointDistiller compares in LiDAR frames and how they are weighted, for the page.
 
@@ -215,9 +214,7 @@ def compare(
 def verify(
     benchmarks: Names = None,
     results: ResultsFolder = RESULTS,
-    runs: Annotated[
-        Path | None, typer.Option(help="Folder of a suite's runs, for weights that the zoo does not have.")
-    ] = None,
+    runs: Runs = None,
     as_json: AsJson = False,
 ) -> None:
     """Evaluate the zoo's weights again and say whether each record holds; exit 1 when one is off.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.detection.targets import DetectionTargets, mmdet_samples, read_shapes, read_targets
-from limbeck.engine.adapter import Batch, Forward, once
+from limbeck.engine.adapter import Batch, Forward, class_mismatch, once
 from limbeck.engine.pixels import PixelAdapter, PixelPreprocessor, input_of
 from limbeck.engine.registry import ADAPTERS
 from limbeck.errors import ConfigError
@@ -143,12 +143,9 @@ class DetectionAdapter(PixelAdapter):
 
     def check_data(self, deploy: nn.Module, dataset: Any) -> None:
         """Raises: ConfigError when the model has another number of classes than the data set."""
-        found, classes = _classes(deploy), len(dataset.classes)
-        if found != classes:
-            raise ConfigError(
-                f"{type(deploy).__name__} has {found} classes and data set {dataset.name} has {classes}; "
-                f"build it with num_classes={classes}"
-            )
+        found = _classes(deploy)
+        if found != len(dataset.classes):
+            raise class_mismatch(deploy, dataset, found)
 
     def describe(self, deploy: nn.Module, member: nn.Module) -> dict[str, Any]:
         """As of every task of pixels; padding is part of it."""

@@ -11,6 +11,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from limbeck.errors import ConfigError
+
 
 @dataclass(slots=True)
 class Batch:
@@ -44,6 +46,15 @@ def once(compute: Callable[[], Any], device: str) -> Callable[[], Any]:
             return compute()
 
     return later
+
+
+def class_mismatch(deploy: nn.Module, dataset: Any, found: int) -> ConfigError:
+    """The error for a model with another number of classes, `found`, than the data set."""
+    classes = len(dataset.classes)
+    return ConfigError(
+        f"{type(deploy).__name__} has {found} classes and data set {dataset.name} has {classes}; "
+        f"build it with num_classes={classes}"
+    )
 
 
 class Metric(Protocol):

@@ -11,10 +11,8 @@ import numpy as np
 from limbeck.errors import ConfigError, ShapeMismatch
 from limbeck.pointcloud._kitti_matching import ABSENT, COUNTED, IGNORED, Edges
 from limbeck.pointcloud.boxes import BOX, overlaps
+from limbeck.pointcloud.data.frames import LEAST_HEIGHT, MOST_OCCLUDED, MOST_TRUNCATED
 
-_MIN_HEIGHT = (40.0, 25.0, 25.0)  # of the image box in pixels, by level
-_MAX_OCCLUSION = (0, 1, 2)
-_MAX_TRUNCATION = (0.15, 0.30, 0.50)
 _NEIGHBOURS = {"car": "van", "pedestrian": "person_sitting"}  # hit or missed, they count as nothing
 
 
@@ -75,15 +73,15 @@ class KittiSet:
     def truth_status(self, name: str, level: int) -> np.ndarray:
         """Whether each labelled box is counted, ignored or absent for a class (lower case) at a level, (M,)."""
         height = self.truth_bboxes[:, 3] - self.truth_bboxes[:, 1]
-        hard = self.occluded > _MAX_OCCLUSION[level]
-        hard |= (self.truncated > _MAX_TRUNCATION[level]) | (height <= _MIN_HEIGHT[level])
+        hard = self.occluded > MOST_OCCLUDED[level]
+        hard |= (self.truncated > MOST_TRUNCATED[level]) | (height <= LEAST_HEIGHT[level])
         status = np.where(self._truth_names == name, np.where(hard, IGNORED, COUNTED), ABSENT)
         return np.where(self._truth_names == _NEIGHBOURS.get(name, ""), IGNORED, status)
 
     def found_status(self, name: str, level: int) -> np.ndarray:
         """The same of each detection, (N,); one that is too low is ignored whatever its class."""
         height = np.abs(self.found_bboxes[:, 3] - self.found_bboxes[:, 1])
-        return np.where(height < _MIN_HEIGHT[level], IGNORED, np.where(self._found_names == name, COUNTED, ABSENT))
+        return np.where(height < LEAST_HEIGHT[level], IGNORED, np.where(self._found_names == name, COUNTED, ABSENT))
 
     def edges(self, view: str, least: float) -> Edges:
         """Pairs of one frame that overlap by more than `least` (IoU) in a view: 2D, BEV or 3D."""

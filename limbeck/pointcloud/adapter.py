@@ -9,7 +9,7 @@ import torch
 from mmengine.model import BaseDataPreprocessor
 from torch import Tensor, nn
 
-from limbeck.engine.adapter import Batch, Forward, TaskAdapter, once
+from limbeck.engine.adapter import Batch, Forward, TaskAdapter, class_mismatch, once
 from limbeck.engine.registry import ADAPTERS
 from limbeck.errors import ConfigError
 from limbeck.pointcloud._head import decoded_boxes, padded_boxes
@@ -152,12 +152,9 @@ class PointCloudAdapter(TaskAdapter):
 
     def check_data(self, deploy: nn.Module, dataset: Any) -> None:
         """Raises: ConfigError when the model has another number of classes than the data set."""
-        found, classes = _classes(deploy), len(dataset.classes)
-        if found != classes:
-            raise ConfigError(
-                f"{type(deploy).__name__} has {found} classes and data set {dataset.name} has {classes}; "
-                f"build it with num_classes={classes}"
-            )
+        found = _classes(deploy)
+        if found != len(dataset.classes):
+            raise class_mismatch(deploy, dataset, found)
 
     def describe(self, deploy: nn.Module, member: nn.Module) -> dict[str, Any]:
         """Both members' grids."""

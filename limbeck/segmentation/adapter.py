@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from limbeck.engine.adapter import Batch, Forward
+from limbeck.engine.adapter import Batch, Forward, class_mismatch
 from limbeck.engine.losses import IGNORE
 from limbeck.engine.pixels import PixelAdapter, input_of
 from limbeck.engine.registry import ADAPTERS
@@ -101,10 +101,7 @@ class SegmentationAdapter(PixelAdapter):
         """Raises: ConfigError when the model has another number of classes than the data set."""
         found, classes = int(cast(Any, deploy).num_classes), len(dataset.classes)
         if found != classes:
-            raise ConfigError(
-                f"{type(deploy).__name__} has {found} classes and data set {dataset.name} has {classes}; "
-                f"build it with num_classes={classes}"
-            )
+            raise class_mismatch(deploy, dataset, found)
         if classes >= IGNORE:
             raise ConfigError(f"data set {dataset.name} has {classes} classes; label maps hold at most {IGNORE - 1}")
 

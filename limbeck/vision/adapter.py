@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from limbeck.engine.adapter import Batch, Forward
+from limbeck.engine.adapter import Batch, Forward, class_mismatch
 from limbeck.engine.cost import evaluating
 from limbeck.engine.pixels import PixelAdapter, input_of
 from limbeck.engine.registry import ADAPTERS
@@ -64,10 +64,7 @@ class VisionAdapter(PixelAdapter):
             found = deploy(self.example(deploy).inputs).shape[1]
         classes = len(dataset.classes)
         if found < classes:
-            raise ConfigError(
-                f"{type(deploy).__name__} has {found} classes and data set {dataset.name} has {classes}; "
-                f"build it with num_classes={classes}"
-            )
+            raise class_mismatch(deploy, dataset, found)
         labels = dataset.labels
         if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
             raise ConfigError(

@@ -14,9 +14,9 @@ PALETTE = (
 )  # of the classes in pictures, told apart by colour-blind eyes too
 TYPES = ("Car", "Van", "Truck", "Pedestrian", "Person_sitting", "Cyclist", "Tram", "Misc")  # of KITTI's labels
 LEVELS = ("easy", "moderate", "hard")
-_LEAST_HEIGHT = (40.0, 25.0, 25.0)  # of the image box in pixels, strictly, by level
-_MOST_OCCLUDED = (0, 1, 2)
-_MOST_TRUNCATED = (0.15, 0.30, 0.50)
+LEAST_HEIGHT = (40.0, 25.0, 25.0)  # of the image box in pixels, strictly, by level
+MOST_OCCLUDED = (0, 1, 2)
+MOST_TRUNCATED = (0.15, 0.30, 0.50)
 _NEAR = 0.1  # metres before the camera at which boxes are cut for projection
 # Corners of a box, as multiples of its half length and half width and of its height above the bottom.
 _UNIT = np.array([(x, y, z) for z in (0.0, 1.0) for x, y in ((1, 1), (1, -1), (-1, -1), (-1, 1))])
@@ -155,8 +155,8 @@ class Frame:
         heights = self.bboxes[:, 3] - self.bboxes[:, 1]
         found = np.full(len(self.names), -1, np.int64)
         for level in reversed(range(len(LEVELS))):
-            fits = (heights > _LEAST_HEIGHT[level]) & (self.occluded <= _MOST_OCCLUDED[level])
-            found[fits & (self.truncated <= _MOST_TRUNCATED[level])] = level
+            fits = (heights > LEAST_HEIGHT[level]) & (self.occluded <= MOST_OCCLUDED[level])
+            found[fits & (self.truncated <= MOST_TRUNCATED[level])] = level
         return found
 
     def select(self, objects: np.ndarray) -> Frame:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -11,7 +10,7 @@ from limbeck.engine.augment import parse_augment
 from limbeck.engine.data import check_limit
 from limbeck.engine.data_files import find_folder, usual_folders
 from limbeck.engine.registry import DATASETS
-from limbeck.engine.weights import sha256_json
+from limbeck.engine.weights import sha256_file, sha256_json
 from limbeck.errors import ConfigError
 from limbeck.pointcloud.data.augment import FlipTurnScale
 from limbeck.pointcloud.data.base import DESK_RANGE, KITTI_RANGE, LidarDataset
@@ -89,7 +88,7 @@ class _KittiDataset(LidarDataset):
 
 
 def _sha256(path: Path) -> str | None:
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+    return sha256_file(path) if path.is_file() else None
 
 
 def _size(path: Path) -> int | None:
