@@ -384,10 +384,9 @@ def expand(
     if teacher is None and spec.optimizers:
         recipe = recipe.model_copy(update=dict(optimizers=spec.optimizers))
     if teacher is None and spec.paramwise:
-        keys = {**(recipe.paramwise or {}).get("custom_keys", {}), **spec.paramwise.get("custom_keys", {})}
-        recipe = recipe.model_copy(
-            update=dict(paramwise={**(recipe.paramwise or {}), **spec.paramwise, "custom_keys": keys})
-        )
+        shared = recipe.paramwise or {}
+        keys = {**shared.get("custom_keys", {}), **spec.paramwise.get("custom_keys", {})}
+        recipe = recipe.model_copy(update=dict(paramwise={**shared, **spec.paramwise, "custom_keys": keys}))
     for member in spec.companions:
         if members.get(member, {}).get("type") != "trained":
             raise ConfigError(f"method {name} keeps {member!r} as companion, which its members do not train")
