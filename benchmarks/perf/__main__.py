@@ -9,7 +9,8 @@
 step    KD step ÷ (plain student step + teacher forward), ResNet pair at 64 px, whole loop included
 cache   step with a warm teacher cache ÷ plain student step, random crops and flips included
 memory  peak memory ÷ (student training + teacher weights + tapped tensors)
-methods every method's step ÷ (plain student step + its teachers' forwards), and its peak memory ÷ plain's
+methods every method's step ÷ (plain student step + its teachers' forwards), batch by batch, without the loading of
+        data; and its peak memory ÷ plain's
 start   heavy modules that `limbeck --help` and `import limbeck` load, and their CPU seconds
 """
 
@@ -90,19 +91,15 @@ def methods(rounds: int) -> dict[str, Any]:
 
 
 def method_steps(config: PairConfig, rounds: int) -> dict[str, dict[str, float]]:
-    """Every method's step ÷ (plain student step + its frozen members' forwards)."""
-    from benchmarks.perf.loops import round_of_methods, teacher_weights
-    from limbeck.engine.suite import frozen_members
+    """Every method's step ÷ (plain student step + its frozen members' forwards): of a round the median over batches."""
+    from benchmarks.perf.loops import alternating_steps, teacher_weights
 
-    frozen = {name: len(frozen_members(config, name)) for name in config.methods}
-    steps: dict[str, list[float]] = {name: [] for name in config.methods}
     with tempfile.TemporaryDirectory() as folder:
         weights = teacher_weights(config, Path(folder))
-        for index in range(rounds):
-            found = round_of_methods(config, weights, Path(folder) / str(index))
-            for name, times in steps.items():
-                times.append(found[name] / (found["plain"] + frozen[name] * found["teacher"]))
-    return {name: _summary(times) for name, times in steps.items()}
+        return {
+            name: _summary([_typical(alternating_steps(config, name, weights)) for _ in range(rounds)])
+            for name in config.methods
+        }
 
 
 def start(rounds: int) -> dict[str, Any]:

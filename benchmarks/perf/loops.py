@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
+from copy import deepcopy
 from itertools import pairwise
 from pathlib import Path
-from statistics import median
 
 import numpy as np
 import torch
@@ -14,8 +14,11 @@ import torch.nn.functional as F
 from limbeck.engine import hooks
 from limbeck.engine.adapter import Batch
 from limbeck.engine.config import MethodConfig, PairConfig, TeacherConfig, TrainedTeacher, expand, load_pair
+from limbeck.engine.distiller import Distiller
+from limbeck.engine.prepare import prepare_links
 from limbeck.engine.registry import ADAPTERS, DATASETS, MODELS
 from limbeck.engine.run import RunOptions, execute, train_loader
+from limbeck.engine.runner import build_optim_wrapper
 from limbeck.engine.weights import save_weights
 from limbeck.vision.data.base import ArrayDataset
 from limbeck.vision.methods.kd import kd_loss
@@ -95,12 +98,48 @@ def shipped_pair(name: str, samples: int) -> PairConfig:
     )
 
 
-def round_of_methods(config: PairConfig, weights: str, out: Path) -> dict[str, float]:
-    """Median seconds of a step: 'teacher' forward, 'plain', and every method of the pair."""
-    found = {"teacher": median(teacher_steps(config, 20)[WARMUP:])}
-    for name in config.method_names():
-        found[name] = median(engine_steps(config, name, weights, out / name)[WARMUP:])
-    return found
+def alternating_steps(config: PairConfig, method: str, weights: str) -> list[float]:
+    """A method's step ÷ (plain step + frozen members' forwards), batch by batch, after each other in one process.
+
+    What slows the machine for a while slows all three, so that a step's ratio is steadier than one of two runs.
+    Loading of the batch, equal for all, is left out.
+    """
+    others = {name: TrainedTeacher(weights) for name in config.teachers}
+    runs = [expand(config, "plain", 0), expand(config, method, 0, teacher_weights=weights, trained=others)]
+    sides = []
+    for run in runs:
+        model = Distiller(**{k: v for k, v in run.model.items() if k != "type"}, seed=0)
+        prepare_links(model, run)
+        model.train()
+        sides.append((model, build_optim_wrapper(model, model.methods(), run.recipe)))
+    distilling = sides[1][0]
+
+    def step(side: int, data: dict) -> float:
+        model, wrapper = sides[side]
+        begun = time.perf_counter()
+        model.train_step(data, wrapper)
+        return time.perf_counter() - begun
+
+    def forward(data: dict) -> float:
+        seen = distilling.data_preprocessor(data, training=True)
+        batch = distilling.adapter.batch(seen["inputs"], seen["data_samples"])
+        begun = time.perf_counter()
+        with torch.no_grad():
+            for member in distilling.frozen.values():
+                inputs = distilling.adapter.member_inputs(batch, distilling.deploy, member)
+                distilling.adapter.forward(member, inputs, batch, with_loss=False)
+        return time.perf_counter() - begun
+
+    ratios = []
+    for index, data in enumerate(train_loader(runs[1])):
+        for model, _ in sides:
+            model.iteration, model.progress = index, 0.5
+        seconds = {}
+        for part in ("plain", "teacher", "method") if index % 2 else ("method", "teacher", "plain"):
+            copy = deepcopy(data)
+            seconds[part] = forward(copy) if part == "teacher" else step(("plain", "method").index(part), copy)
+        ratios.append(seconds["method"] / (seconds["plain"] + seconds["teacher"]))
+    return ratios
 
 
 def teacher_weights(config: PairConfig, folder: Path) -> str:

@@ -52,6 +52,11 @@ class DataConfig(_Strict):
     batch_size: int = Field(64, gt=0)
     eval_batch_size: int = Field(250, gt=0)
     num_workers: int = Field(0, ge=0)
+    also: dict[str, Dict] = Field(
+        default_factory=dict,
+        description="further test sets by name, with figures of their own; one whose files are not there is left out",
+        exclude_if=_absent,
+    )
 
 
 class MetricConfig(_Strict):

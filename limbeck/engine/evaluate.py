@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from inspect import signature
 from pathlib import Path
@@ -16,7 +17,7 @@ from limbeck.engine.config import PRETRAINED, DataConfig, RunConfig, parse
 from limbeck.engine.predictions import PredictionCache
 from limbeck.engine.registry import ADAPTERS, DATASETS, METRICS, MODELS, accepted_keys
 from limbeck.engine.weights import load_into
-from limbeck.errors import ConfigError
+from limbeck.errors import ConfigError, DataMissing
 
 
 def whole_batch(batch: Any) -> Any:
@@ -30,6 +31,19 @@ def build_dataset(data: DataConfig, split: str, *, seed: int | None = None) -> A
     if seed is not None and "seed" in (accepted_keys(DATASETS.lookup(cfg.get("type", ""))) or ()):
         cfg.setdefault("seed", seed)
     return DATASETS.make(cfg, where=f"in data.{split}")
+
+
+def further_loaders(data: DataConfig) -> dict[str, DataLoader]:
+    """Loaders of the further test sets, `data.also`, by name; one that is not on this machine is left out, and said."""
+    found: dict[str, DataLoader] = {}
+    for name, cfg in data.also.items():
+        try:
+            dataset = DATASETS.make(dict(cfg), where=f"in data.also.{name}")
+        except DataMissing as error:
+            warnings.warn(f"there will be no figures of {name}: {error}", stacklevel=2)
+        else:
+            found[name] = eval_loader(data, name, dataset)
+    return found
 
 
 def eval_loader(data: DataConfig, split: str, dataset: Any = None) -> DataLoader:
@@ -106,7 +120,7 @@ def without_pretrained(model: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def evaluate_weights(config: Mapping[str, Any], weights: str | Path, *, device: str = "cpu") -> dict[str, float]:
-    """Re-evaluate saved student weights on the test split of a record's config.
+    """Re-evaluate saved student weights on the test split of a record's config, and on its further test sets.
 
     Agreement with the teacher is left out: it needs the teacher's weights.
     """
@@ -114,9 +128,14 @@ def evaluate_weights(config: Mapping[str, Any], weights: str | Path, *, device: 
     adapter = cast(TaskAdapter, ADAPTERS.make(run.model["adapter"]))
     model = MODELS.make(without_pretrained(run.deployed))
     load_into(model, weights)
-    return evaluate(
-        model.to(device),
-        adapter=adapter,
-        loader=eval_loader(run.data, "test"),
-        metric=METRICS.make({"type": run.metric.type}),
-    )
+    loaders = {"": eval_loader(run.data, "test"), **further_loaders(run.data)}
+    found: dict[str, float] = {}
+    for name, loader in loaders.items():
+        metric = METRICS.make({"type": run.metric.type})
+        found |= named(evaluate(model.to(device), adapter=adapter, loader=loader, metric=metric), name)
+    return found
+
+
+def named(figures: Mapping[str, Any], data: str) -> dict[str, Any]:
+    """Figures of a further test set under its name, 'kitti-frames.bev_ap40'; those of the test split have none."""
+    return {f"{data}.{name}" if data else name: value for name, value in figures.items()}

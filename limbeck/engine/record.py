@@ -27,6 +27,10 @@ Status = Literal["ok", "partial", "failed", "unreliable", "superseded"]
 Selection = Literal["last", "best_val", "best_test"]
 
 
+def _absent(value: Any) -> bool:
+    return not value
+
+
 def _finite(value: float) -> float:
     if not math.isfinite(value):
         raise ValueError("must be finite")
@@ -41,6 +45,13 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class FurtherData(_Strict):
+    """A further test set: its figures are named '<its name>.<metric>'."""
+
+    content_hash: str = Field(min_length=8)
+    samples: int
+
+
 class DataInfo(_Strict):
     """The data set as it was: name, classes, content hashes and split sizes."""
 
@@ -53,6 +64,9 @@ class DataInfo(_Strict):
     train_samples: int
     val_samples: int
     test_samples: int
+    also: dict[str, FurtherData] = Field(
+        default_factory=dict, description="further test sets that were there, by name", exclude_if=_absent
+    )
 
 
 class ModelInfo(_Strict):

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from limbeck.engine import cost
 from limbeck.engine.config import PLAIN, RunConfig, is_teacher
 from limbeck.engine.distiller import Distiller
-from limbeck.engine.evaluate import eval_loader, evaluate
+from limbeck.engine.evaluate import eval_loader, evaluate, named
 from limbeck.engine.hooks import Facts
 from limbeck.engine.predictions import PredictionCache
 from limbeck.engine.record import (
@@ -22,6 +22,7 @@ from limbeck.engine.record import (
     DataInfo,
     Environment,
     FailureRecord,
+    FurtherData,
     ModelInfo,
     Recipe,
     RunRecord,
@@ -39,7 +40,7 @@ class Ended:
 
     weights, sha256: the saved student.
     peak_mb: of the training, before anything is tested.
-    train, val: the loaders that were used.
+    train, val: the loaders that were used; further: of the further test sets, by name.
     latency_ms: measured elsewhere; None measures now.
     """
 
@@ -52,6 +53,7 @@ class Ended:
     environment: Environment
     train: DataLoader
     val: DataLoader
+    further: Mapping[str, DataLoader]
     latency_ms: float | None
     predictions: PredictionCache | None = None
 
@@ -66,6 +68,9 @@ def build_record(run: Ended) -> RunRecord:
     teacher = next(iter(model.frozen.values()), None)  # of several, the first; the config has them all
     metrics = evaluate(model.deploy, loader=test, metric=metric, teacher=teacher, cache=run.predictions, **common)
     per_class = metric.per_class()
+    for name, loader in run.further.items():
+        metrics |= named(evaluate(model.deploy, loader=loader, metric=metric, **common), name)
+        per_class |= named(metric.per_class(), name)
     val_metrics = evaluate(model.deploy, loader=run.val, metric=metric, **common)
     members = config.model["members"]
     teacher_cfg = next((cfg for cfg in members.values() if cfg["type"] == "frozen"), None)
@@ -140,6 +145,7 @@ def _model(model: Distiller, member: torch.nn.Module, cfg: Mapping[str, Any]) ->
 
 def _data(run: Ended, test: DataLoader) -> DataInfo:
     train, val, tested = (cast(Any, loader.dataset) for loader in (run.train, run.val, test))
+    also = {name: cast(Any, loader.dataset) for name, loader in run.further.items()}
     return DataInfo(
         name=tested.name,
         content_hash=tested.content_hash,
@@ -149,6 +155,7 @@ def _data(run: Ended, test: DataLoader) -> DataInfo:
         train_samples=len(train),
         val_samples=len(val),
         test_samples=len(tested),
+        also={n: FurtherData(content_hash=found.content_hash, samples=len(found)) for n, found in also.items()},
     )
 
 

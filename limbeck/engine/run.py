@@ -22,7 +22,7 @@ from limbeck.engine import cost
 from limbeck.engine.cache import TeacherCache, cache_key
 from limbeck.engine.config import RunConfig
 from limbeck.engine.distiller import Distiller
-from limbeck.engine.evaluate import build_dataset, eval_loader, evaluate, whole_batch
+from limbeck.engine.evaluate import build_dataset, eval_loader, evaluate, further_loaders, whole_batch
 from limbeck.engine.hooks import (
     Facts,
     LogHook,
@@ -117,7 +117,7 @@ def _train(config: RunConfig, options: RunOptions, folder: Path, device: torch.d
     facts = Facts()
     with facts.timed():
         prepare_links(model, config)
-    val = eval_loader(config.data, "val")
+    val, further = eval_loader(config.data, "val"), further_loaders(config.data)
     kept = None if options.cache is None else PredictionCache(options.cache, model)
 
     def measure(member: torch.nn.Module) -> dict[str, float]:
@@ -159,6 +159,7 @@ def _train(config: RunConfig, options: RunOptions, folder: Path, device: torch.d
         environment=where,
         train=loader,
         val=val,
+        further=further,
         predictions=kept,
     )
     latency = {**options.companion_latency_ms, config.model["deploy"]: options.latency_ms}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,7 @@ def check_same(records: Sequence[RunRecord]) -> None:
                 f"{record.id}: selected on the test split, which only reported figures may be; run it again"
             )
     students = [r for r in records if not is_teacher(r.method)]  # a teacher may come from a recipe of its own
-    rules = [
+    rules: list[tuple[str, list[RunRecord], Callable[[RunRecord], str]]] = [
         ("selection", students, lambda r: r.recipe.selection),
         ("data hash", records, lambda r: f"{r.data.content_hash} ({r.data.split})"),
         ("training data hash", students, lambda r: str(r.data.train_hash)),
@@ -70,6 +70,9 @@ def check_same(records: Sequence[RunRecord]) -> None:
             lambda r: f"{r.primary_metric} ({'higher' if r.higher_is_better else 'lower'} is better)",
         ),
     ]
+    for name in dict.fromkeys(name for r in records for name in r.data.also):
+        having = [r for r in records if name in r.data.also]
+        rules.append((f"data hash of {name}", having, lambda r, name=name: r.data.also[name].content_hash))
     for what, compared, rule in rules:
         for first, other in zip(compared[:1] * len(compared), compared):
             if rule(other) != rule(first):

@@ -152,6 +152,14 @@ def test_mixed_data_over_pairs_of_one_benchmark_is_refused(folder: Path) -> None
     refused(folder, MixedRecords, "big-small", "mid-small", "data hash")
 
 
+def test_a_further_test_set_is_one_for_all_that_have_it(folder: Path) -> None:
+    with_hash = [{"street": {"content_hash": letter * 64, "samples": 3}} for letter in "ab"]
+    write_all(folder, [fabricate("KD", 1, data__also=with_hash[0])])
+    assert load_results(folder).groups  # others lack it
+    write_all(folder, [fabricate("KD", 2, data__also=with_hash[1]), fabricate("plain", 2)])
+    refused(folder, MixedRecords, "kd/seed1", "kd/seed2", "data hash of street")
+
+
 def test_teacher_may_have_its_own_selection(folder: Path) -> None:
     write_all(folder, [fabricate("teacher", 0, recipe__selection="best_val")])
     assert load_results(folder).groups

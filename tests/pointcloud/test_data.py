@@ -165,6 +165,16 @@ def test_real_frames_can_be_limited_and_held_out():
 
 
 @needs_kitti
+def test_every_real_frame_is_test_for_detectors_that_saw_none():
+    parts = {split: DATASETS.make(dict(type="KITTIFrames", split=split)) for split in ("train", "val", "test")}
+    whole = DATASETS.make(dict(type="KITTIFrames", split="test", whole=True))
+    assert whole.frame_ids == sorted(frame for part in parts.values() for frame in part.frame_ids)
+    assert whole.content_hash not in {part.content_hash for part in parts.values()}
+    with pytest.raises(ConfigError, match="makes every frame test; split is 'val'"):
+        DATASETS.make(dict(type="KITTIFrames", split="val", whole=True))
+
+
+@needs_kitti
 def test_the_whole_of_kitti_reads_the_same_layout():
     few = DATASETS.make(dict(type="KITTI", split="test", root=str(REAL), val_size=2))
     assert len(few) == 12

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from limbeck.detection.methods._channel_statistics import standardised
@@ -45,7 +46,7 @@ def pkd_loss(student: Tensor, teacher: Tensor, *, resized: str = "student") -> T
             s = resize_bilinear(s, (t.shape[2], t.shape[3]))
         else:
             t = resize_bilinear(t, (s.shape[2], s.shape[3]))
-        return 0.5 * (standardised(s) - standardised(t)).square().mean()
+        return 0.5 * F.mse_loss(standardised(s), standardised(t))
 
 
 @METHODS.register_module()

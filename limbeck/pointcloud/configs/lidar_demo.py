@@ -17,7 +17,7 @@ title = "Simulated LiDAR scenes (26 m)"
 
 _range = (0.0, -12.8, -3.0, 25.6, 12.8, 1.0)
 _scenes = dict(type="LidarScenes", point_cloud_range=_range)
-_grid = dict(point_cloud_range=_range, max_points=10, max_voxels=2500, momentum=0.1)
+_grid = dict(point_cloud_range=_range, max_points=10, max_voxels=2500)
 data = dict(
     train=dict(**_scenes, split="train", count=100),
     val=dict(**_scenes, split="val", count=20),

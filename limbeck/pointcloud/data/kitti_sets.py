@@ -31,6 +31,7 @@ class _KittiDataset(LidarDataset):
         views, seed: see ViewDataset.
         limit: takes the first frames only.
         val_size: how many of the official train are val.
+        whole: every labelled frame is test: for detectors that were trained on none of them.
         point_cloud_range: see `LidarDataset`; None takes the usual one.
     Raises: DataMissing, CorruptFile, ConfigError, UnknownName.
     """
@@ -48,6 +49,7 @@ class _KittiDataset(LidarDataset):
         seed: int = 0,
         limit: int | None = None,
         val_size: int | None = None,
+        whole: bool = False,
         point_cloud_range: Sequence[float] | None = None,
     ) -> None:
         transform = parse_augment(FlipTurnScale, augment)
@@ -57,13 +59,16 @@ class _KittiDataset(LidarDataset):
         wanted = ["training/calib", "training/label_2", "ImageSets/train.txt", "ImageSets/val.txt"]
         self.root = find_folder(self.name, usual_folders(self.folder, root), wanted, advice)
         self._folder = KittiFolder(self.root)
-        self.frame_ids = self._chosen(limit, self.default_val_size if val_size is None else val_size)
+        if whole and split != "test":
+            raise ConfigError(f"whole=True of {self.name} makes every frame test; split is {split!r}")
+        self.frame_ids = self._chosen(limit, self.default_val_size if val_size is None else val_size, whole)
         self.content_hash = sha256_json(
             {"split": split, "range": self.point_cloud_range, "frames": [self._facts(one) for one in self.frame_ids]}
         )
 
-    def _chosen(self, limit: int | None, val_size: int) -> list[str]:
+    def _chosen(self, limit: int | None, val_size: int, whole: bool) -> list[str]:
         found = self._folder.ids("val" if self.split == "test" else "train")
+        found = sorted({*found, *self._folder.ids("train")}) if whole else found
         if self.split != "test":
             cut = len(found) - val_size
             if not 0 < cut < len(found):
@@ -107,7 +112,7 @@ class KITTI(_KittiDataset):
 
 @DATASETS.register_module()
 class KITTIFrames(_KittiDataset):
-    """25 real frames of KITTI: 10 to train, 3 as val, 12 to test; to report, too few to rank methods by."""
+    """25 real frames of KITTI: 10 to train, 3 as val, 12 to test, or all to test; too few to rank methods by."""
 
     name = "kitti-frames"
     folder = "kitti_frames"

@@ -1,7 +1,11 @@
 """What the desk pairs on point clouds share: simulated scenes, PointPillars of width 64 as teacher, recipes, methods.
 
-Nothing is measured yet: recipe, weights and sizes of the methods are a first guess. Scenes are simulated, so that
-figures on them compare methods and say nothing of real streets.
+Scenes are simulated, so that figures on them compare methods and say nothing of real streets. All 25 labelled frames of
+KITTI, on none of which anything is trained, are a second evaluation where they are there: its figures are named
+'kitti-frames.…', and are too few to rank methods by.
+
+The students' rate is the best of 2e-3, 5e-3 and 1e-2 on val for the plain student of width 16 (seed 100); the
+teacher's is a guess below it, and was not varied.
 """
 
 from limbeck.pointcloud.configs._base_.pillars import methods as _methods
@@ -18,15 +22,16 @@ data = dict(
     train=dict(**_scenes, split="train", augment=_augment, views=4),
     val=dict(**_scenes, split="val"),
     test=dict(**_scenes, split="test"),
-    batch_size=4,
+    batch_size=2,
     eval_batch_size=4,
+    also={"kitti-frames": dict(type="KITTIFrames", split="test", whole=True)},
 )
 teacher_data = dict(train=dict(**_scenes, split="train", augment=_augment, views=0))
 adapter = dict(type="PointCloudAdapter")
 metric = dict(type="KittiMetric", primary="bev_ap40")
 teacher = _pillars(64)
-recipe = _recipe(8)
-teacher_recipe = _recipe(20)
+recipe = _recipe(5, 5e-3)
+teacher_recipe = _recipe(16, 4e-3)
 teacher_tolerance = 1.0
 cache = dict(dtype="float16")
 methods = _methods()

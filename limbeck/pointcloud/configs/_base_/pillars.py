@@ -12,12 +12,13 @@ def pillars(width: float, **changes) -> dict:
         voxel_size=(0.32, 0.32, 4.0),
         max_points=20,
         max_voxels=4000,
+        momentum=0.1,  # of running statistics: these runs are short
         anchors="coarse",
         use_rotate_nms=True,
     ) | dict(changes)
 
 
-def recipe(epochs: int, lr: float = 2e-3) -> dict:
+def recipe(epochs: int, lr: float) -> dict:
     """AdamW; one cycle of the rate: up over 40 % of the steps, then down."""
     return dict(
         epochs=epochs,
