@@ -6,4 +6,5 @@ _base_ = ["./_base_/desk.py"]
 
 pair = "pointpillars64-pointpillars23"
 title = "Simulated LiDAR scenes: PointPillars 64 → 23 (8x)"
+teacher_of = "pointcloud/lidar_4x"
 student = _pillars(22.63)
