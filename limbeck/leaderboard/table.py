@@ -24,9 +24,14 @@ TITLES = {
     "agreement": "agreement",
     "bbox_mAP": "box AP",
     "fid": "FID",
+    "bev_ap40": "BEV AP40",
+    "bev_ap40_strict": "BEV AP40, strict",
+    "3d_ap40": "3D AP40",
+    "3d_ap40_strict": "3D AP40, strict",
 }
-HIGHER = {"top1", "top5", "agreement", "mIoU", "bbox_mAP", "segm_mAP", "mAP", "NDS"}
+HIGHER = {"top1", "top5", "agreement", "mIoU", "bbox_mAP", "segm_mAP", "mAP", "NDS", "bev_ap40", "3d_ap40"}
 LOWER = {"nll", "ece", "fid", "FID"}
+NO_COLUMN = {"bev_ap_exact", "3d_ap_exact", "ap40_ceiling"}  # records have them; a table would be too wide
 
 
 @dataclass(frozen=True)
@@ -77,7 +82,7 @@ def build_table(group: Group) -> Table:
         selection=sample.recipe.selection,
         primary=primary,
         higher_is_better=higher,
-        metrics=(primary, *(m for m in names if m != primary)),
+        metrics=(primary, *(m for m in names if m != primary and _has_column(m, primary))),
         teacher=", ".join(dict.fromkeys(t.network for t in teachers)) or None,
         student=shown[0].student.name if shown else "",
         reference=group.reference,
@@ -86,6 +91,12 @@ def build_table(group: Group) -> Table:
         warnings=tuple(group.warnings),
         ablations=build_ablations(group),
     )
+
+
+def _has_column(metric: str, primary: str) -> bool:
+    """Of a further test set, 'kitti-frames.bev_ap40', the primary metric alone."""
+    data, _, name = metric.rpartition(".")
+    return name == primary if data else name not in NO_COLUMN
 
 
 def build_tables(groups: Iterable[Group]) -> list[Table]:
@@ -144,15 +155,18 @@ def to_json(table: Table, *, ablations: bool = True) -> dict[str, Any]:
 
 
 def title(metric: str) -> str:
-    """A metric's column heading."""
-    return TITLES.get(metric, metric)
+    """A metric's column heading; of a further test set with its name: 'BEV AP40, kitti-frames'."""
+    data, _, name = metric.rpartition(".")
+    found = TITLES.get(name, name)
+    return f"{found}, {data}" if data else found
 
 
 def direction(table: Table, metric: str) -> str:
     """'↑' where higher is better, '↓' where lower is, '' where this is not known."""
     if metric == table.primary:
         return "↑" if table.higher_is_better else "↓"
-    return "↑" if metric in HIGHER else "↓" if metric in LOWER else ""
+    name = metric.rpartition(".")[2]
+    return "↑" if name in HIGHER else "↓" if name in LOWER else ""
 
 
 def decimals(values: Iterable[float]) -> int:

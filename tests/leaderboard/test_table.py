@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -59,6 +60,19 @@ def test_cost_is_mean_and_median(tmp_path: Path) -> None:
     assert cost.train_seconds == pytest.approx(np.mean([c.train_seconds for c in mine]))
     assert cost.peak_memory_mb == pytest.approx(np.mean([c.peak_memory_mb for c in mine]))
     assert (cost.teacher_forwards, cost.parameters, cost.flops) == (800, 78_000, 12_400_000)
+
+
+def test_columns_of_lidar_and_of_further_test_sets(tmp_path: Path) -> None:
+    names = ["bev_ap40", "3d_ap40", "bev_ap40_strict", "bev_ap_exact", "3d_ap_exact", "ap40_ceiling"]
+    metrics = {name: 10.0 + n for n, name in enumerate([*names, *(f"street.{name}" for name in names)])}
+    lidar: dict[str, Any] = dict(metrics=metrics, primary_metric="bev_ap40", task="3d-object-detection")
+    write_all(tmp_path, [fabricate(m, seed, **lidar) for m in ("plain", "KD") for seed in range(2)])
+    table = build_table(load_results(tmp_path).groups[0])
+    assert table.metrics == ("bev_ap40", "3d_ap40", "bev_ap40_strict", "street.bev_ap40")
+    heads = next(line for line in to_markdown(table).splitlines() if line.startswith("| rank"))
+    assert "| BEV AP40 ↑ | gain" in heads
+    assert "| 3D AP40 ↑ | BEV AP40, strict | BEV AP40, street ↑ |" in heads
+    assert set(row(table, "KD").cells) == set(metrics)  # the others are there, for JSON
 
 
 def test_gain_and_gap_use_shared_seeds_only(tmp_path: Path) -> None:

@@ -33,5 +33,5 @@ recipe = _recipe(8, 1e-2)
 teacher_recipe = _recipe(12, 1e-2)
 teacher_tolerance = 1.0
 cache = dict(dtype="float16")
-_all = _methods(centres=64, neighbours=8)
+_all = _methods(num_voxels=256, kneighbours=16)
 methods = {name: _all[name] for name in ("CWD", "PointDistiller")}

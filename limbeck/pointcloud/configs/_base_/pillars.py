@@ -28,17 +28,16 @@ def recipe(epochs: int, lr: float) -> dict:
     )
 
 
-def methods(centres: int = 256, neighbours: int = 16) -> dict:
+def methods(**graphs) -> dict:
     """Every method, by name.
 
     Args:
-        centres, neighbours: N, of a batch, and K of PointDistiller.
+        graphs: options of PointDistiller that differ from its preset for the desk.
     """
-    graphs = dict(type="PointDistiller", num_voxels=centres, kneighbours=neighbours, channels=16)
     return {
         "LabelKD": dict(links=[dict(type="LabelKD", nms=0.7)]),
         "BEVMimic": dict(links=[dict(type="BEVMimic", mask="nonempty")], cache=False),
         "CWD": dict(links=[dict(type="CWD", taps=_heads[:1], temperature=1.0, weight=1.0)]),
         "SparseKD": dict(links=[dict(type="SparseKD", taps=_heads)]),
-        "PointDistiller": dict(links=[graphs], cache=False),  # its rows are of a whole batch
+        "PointDistiller": dict(links=[dict(type="PointDistiller", **graphs)], cache=False),  # its rows are of a whole batch
     }
