@@ -25,6 +25,7 @@ SEEDS = (100, 101, 102)  # none of the suites' seeds
 
 
 AUTHORS = {"KD+LS": 9.0}  # where the authors' weight is not the method's default
+KNOBS = {"LabelKD": "threshold"}  # what varies in the place of a weight, of a link whose loss has none
 
 
 def scaled(pair: PairConfig, method: str, factor: float, *, of_config: bool = False) -> PairConfig:
@@ -41,10 +42,16 @@ def scaled(pair: PairConfig, method: str, factor: float, *, of_config: bool = Fa
 
     copy = pair.model_copy(deep=True)
     link = copy.methods[method].links[-1]
-    default = signature(METHODS.lookup(link["type"])).parameters["weight"].default
+    knob = knob_of(pair, method)
+    default = signature(METHODS.lookup(link["type"])).parameters[knob].default
     weight = AUTHORS.get(method, float(default))
-    link["weight"] = factor * (link.get("weight", weight) if of_config else weight)
+    link[knob] = factor * (link.get(knob, weight) if of_config else weight)
     return copy
+
+
+def knob_of(pair: PairConfig, method: str) -> str:
+    """The option of a method's last link that the grid varies: 'weight', but for links without a loss of their own."""
+    return KNOBS.get(str(pair.methods[method].links[-1]["type"]), "weight")
 
 
 def validate(
@@ -56,12 +63,14 @@ def validate(
     from limbeck.errors import TrainingStopped
 
     pair = load_pair(config)
-    pair.data.test["limit"] = 10  # a run tests what it saves; nothing here reads the figure
+    # A run tests what it saves; nothing here reads the figure.
+    pair.data.test["count" if pair.data.test["type"] == "LidarScenes" else "limit"] = 10
+    pair.data.also = {}
     out = Path(work)
     weight = None
     if method not in (PLAIN, TEACHER):
         pair = scaled(pair, method, factor, of_config=of_config)
-        weight = pair.methods[method].links[-1]["weight"]
+        weight = pair.methods[method].links[-1][knob_of(pair, method)]
     if epochs is not None and method != TEACHER:
         pair.recipe.epochs = epochs
     run = single_run(pair, method, seed, out)
@@ -121,6 +130,7 @@ def main(
         chosen[method] = dict(
             factor=best,
             weight=next(r["weight"] for r in rows if (r["method"], r["factor"]) == (method, best)),
+            **({} if knob_of(pair, method) == "weight" else {"option": knob_of(pair, method)}),
             validation={str(f): round(v, 3) for f, v in means.items()},
         )
     plain = mean(r["value"] for r in rows if r["method"] == PLAIN)
