@@ -98,9 +98,11 @@ def _nearest(features: Tensor, squares: Tensor, centres: Tensor, count: int, blo
     mine = features[centres]
     best = centres.new_zeros(len(centres), 0)
     for start in range(0, len(features), block):
-        rows = torch.arange(start, min(start + block, len(features)), device=features.device)
-        distances = squares[centres, None] + squares[rows] - 2 * mine @ features[rows].T
-        distances = distances.clamp(min=0).abs().masked_fill_(rows == centres[:, None], -1.0)
+        rows = slice(start, min(start + block, len(features)))
+        distances = torch.addmm(squares[rows], mine, features[rows].T, alpha=-2)
+        distances.add_(squares[centres, None]).clamp_(min=0).abs_()  # a sum of −0 would have the bits of the largest
+        own = ((centres >= rows.start) & (centres < rows.stop)).nonzero()[:, 0]
+        distances[own, centres[own] - start] = -1.0
         best = torch.cat([best, _smallest(distances, start, count)], dim=1)
         best = best.topk(min(count, best.shape[1]), dim=1, largest=False).values
     return best & 0xFFFFFFFF
