@@ -60,7 +60,7 @@ def check_same(records: Sequence[RunRecord]) -> None:
                 f"{record.id}: selected on the test split, which only reported figures may be; run it again"
             )
     students = [r for r in records if not is_teacher(r.method)]  # a teacher may come from a recipe of its own
-    rules: list[tuple[str, list[RunRecord], Callable[[RunRecord], str]]] = [
+    rules: list[tuple[str, Sequence[RunRecord], Callable[[RunRecord], str]]] = [
         ("selection", students, lambda r: r.recipe.selection),
         ("data hash", records, lambda r: f"{r.data.content_hash} ({r.data.split})"),
         ("training data hash", students, lambda r: str(r.data.train_hash)),
@@ -74,7 +74,8 @@ def check_same(records: Sequence[RunRecord]) -> None:
         having = [r for r in records if name in r.data.also]
         rules.append((f"data hash of {name}", having, lambda r, name=name: r.data.also[name].content_hash))
     for what, compared, rule in rules:
-        for first, other in zip(compared[:1] * len(compared), compared):
+        for other in compared[1:]:
+            first = compared[0]
             if rule(other) != rule(first):
                 raise MixedRecords(
                     f"{first.id} and {other.id} differ in {what}: {_short(rule(first))} and {_short(rule(other))}; "
