@@ -6,11 +6,13 @@ import time
 from copy import deepcopy
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+from benchmarks.subset import first
 from limbeck.engine import hooks
 from limbeck.engine.adapter import Batch
 from limbeck.engine.config import MethodConfig, PairConfig, TeacherConfig, TrainedTeacher, expand, load_pair
@@ -85,11 +87,11 @@ def shipped_pair(name: str, samples: int) -> PairConfig:
     """A shipped config's pair, on so many of its own training images: one epoch, nothing cached, no second student."""
     config = load_pair(name)
     counts = dict(train=samples, val=config.data.batch_size, test=config.data.batch_size)
-    few = {split: dict(getattr(config.data, split), limit=count) for split, count in counts.items()}
+    few: dict[str, Any] = {split: first(getattr(config.data, split), count) for split, count in counts.items()}
     methods = {n: m for n, m in config.methods.items() if not m.companions and m.same_run_as is None}
     return config.model_copy(
         update=dict(
-            data=config.data.model_copy(update=few),
+            data=config.data.model_copy(update={**few, "also": {}}),
             recipe=config.recipe.model_copy(update=dict(epochs=1, param_scheduler=[])),
             cache=None,
             teacher_of=None,
