@@ -39,7 +39,6 @@ def methods(**graphs) -> dict:
         "BEVMimic": dict(links=[dict(type="BEVMimic", mask="nonempty")], cache=False),
         "CWD": dict(links=[dict(type="CWD", taps=_heads[:1], temperature=1.0, weight=1.0)]),
         "SparseKD": dict(links=[dict(type="SparseKD", taps=_heads)]),
-        "PointDistiller": dict(
-            links=[dict(type="PointDistiller", **graphs)], cache=False
-        ),  # its rows are of a whole batch
+        # Its rows are of a whole batch, and a cache keeps samples.
+        "PointDistiller": dict(links=[dict(type="PointDistiller", **graphs)], cache=False),
     }
