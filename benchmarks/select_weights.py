@@ -96,7 +96,9 @@ def main(
     jobs: int = 2,
     work: Path = Path("out/select"),
     seeds: Annotated[int, typer.Option(help="How many of the selection seeds.")] = len(SEEDS),
-    only: Annotated[list[str] | None, typer.Option(help="These methods; the file keeps the others.")] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(help="These methods; the file keeps the others, and other factors of these.")
+    ] = None,
     factor: Annotated[list[float] | None, typer.Option(help="Grid, instead of the usual one; repeatable.")] = None,
     of_config: Annotated[bool, typer.Option(help="Factors of the config's weights, not of the authors'.")] = False,
     epochs: Annotated[int | None, typer.Option(help="Of every student, instead of the config's.")] = None,
@@ -120,10 +122,13 @@ def main(
         for future in futures:
             rows.append(future.result())
             typer.echo(rows[-1])
+    new = {(r["method"], r["factor"]) for r in rows}
+    kept = [r for r in before["runs"] if r["method"] != PLAIN and (r["method"], r["factor"]) not in new]
+    rows = [*kept, *rows]
     chosen = {}
     for method in methods:
         means = {}
-        for f in factors:
+        for f in sorted({r["factor"] for r in rows if r["method"] == method}):
             values = [r["value"] for r in rows if r["method"] == method and r["factor"] == f]
             if None not in values:
                 means[f] = mean(values)
@@ -135,7 +140,6 @@ def main(
             validation={str(f): round(v, 3) for f, v in means.items()},
         )
     plain = mean(r["value"] for r in rows if r["method"] == PLAIN)
-    kept = [r for r in before["runs"] if r["method"] not in (*methods, PLAIN)]
     write_json(
         out,
         dict(
@@ -144,7 +148,7 @@ def main(
             epochs=epochs or pair.recipe.epochs,
             plain=round(plain, 3),
             chosen={**before["chosen"], **chosen},
-            runs=[*kept, *rows],
+            runs=rows,
         ),
     )
 
