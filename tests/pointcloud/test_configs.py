@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from contextlib import suppress
 from pathlib import Path
@@ -22,6 +23,7 @@ from limbeck.engine.single import single_run
 from limbeck.engine.weights import read_weights
 from limbeck.errors import ConfigError
 
+ROOT = Path(__file__).parents[2]
 DESK = {"4x": 1.217, "8x": 0.616, "16x": 0.309}
 SHORT = ["data.train.count=4", "data.val.count=2", "data.test.count=6", "data.batch_size=2", "data.eval_batch_size=3"]
 SHORT += ["recipe.epochs=2", "teacher_recipe.epochs=1", "teacher.width=8", "student.width=4"]
@@ -50,6 +52,18 @@ def test_desk_pairs_are_those_of_the_table(name):
     assert (pair.recipe.epochs, pair.teacher_recipe.epochs if pair.teacher_recipe else 0) == (5, 16)
     assert set(pair.methods) == {"LabelKD", "BEVMimic", "CWD", "SparseKD", "PointDistiller"}
     assert pair.data.train["views"] == 4
+
+
+def test_weights_on_the_desk_are_those_that_the_grid_chose_on_validation():
+    said = json.loads((ROOT / "benchmarks" / "selection" / "lidar.json").read_text(encoding="utf-8"))
+    assert said["config"] == "pointcloud/lidar_16x"
+    for pair in ("4x", "8x", "16x"):
+        methods = load_pair(f"pointcloud/lidar_{pair}").methods
+        assert set(said["chosen"]) == set(methods)
+        for name, choice in said["chosen"].items():
+            best = max((r for r in said["runs"] if r["method"] == name), key=lambda r: r["value"])
+            assert (choice["factor"], choice["weight"]) == (best["factor"], best["weight"]), name
+            assert methods[name].links[-1][choice.get("option", "weight")] == choice["weight"], name
 
 
 def test_every_pair_makes_its_parts():
