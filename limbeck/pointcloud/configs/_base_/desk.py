@@ -30,7 +30,7 @@ teacher_data = dict(train=dict(**_scenes, split="train", augment=_augment, views
 adapter = dict(type="PointCloudAdapter")
 metric = dict(type="KittiMetric", primary="bev_ap40")
 teacher = _pillars(64)
-recipe = _recipe(5, 5e-3)
+recipe = _recipe(3, 5e-3)
 teacher_recipe = _recipe(16, 4e-3)
 teacher_tolerance = 1.0
 cache = dict(dtype="float16")
