@@ -4,7 +4,8 @@
     python -m benchmarks.perf step cache      only these
     python -m benchmarks.perf methods         not among "all": some minutes
     python -m benchmarks.perf methods --config segmentation/camvid_cnn
-                                              the methods of that pair on its own data, steps alone
+                                              the methods of that pair on its own data, steps alone;
+                                              benchmarks/perf/steps has what was found
 
 step    KD step ÷ (plain student step + teacher forward), ResNet pair at 64 px, whole loop included
 cache   step with a warm teacher cache ÷ plain student step, random crops and flips included
@@ -144,6 +145,9 @@ def main(
     ] = None,
     rounds: Annotated[int, typer.Option(help="Repetitions; the median counts.")] = 5,
     config: Annotated[str | None, typer.Option(help="With 'methods': a shipped pair, such as vision/digits.")] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(help="With --config: these methods; what --out has of others stays. Repeatable.")
+    ] = None,
     out: Path = Path("out/perf.json"),
 ) -> None:
     """Measure and print ratios.
@@ -155,7 +159,9 @@ def main(
         from benchmarks.perf.loops import shipped_pair
 
         of_pair = shipped_pair(config, SAMPLES)
-        cases = dict(methods=lambda rounds: {of_pair.pair: method_steps(of_pair, rounds)})
+        of_pair.methods = {n: m for n, m in of_pair.methods.items() if not only or n in only}
+        before = json.loads(out.read_text())["methods"].get(of_pair.pair, {}) if only and out.is_file() else {}
+        cases = dict(methods=lambda rounds: {of_pair.pair: before | method_steps(of_pair, rounds)})
     found = {}
     for name in what or [c for c in cases if c != "methods"]:
         if name not in cases:

@@ -103,7 +103,7 @@ def examples(
     Example: limbeck leaderboard examples camvid --results out/camvid/records --runs out/camvid/runs
     """
     from limbeck.engine.suite import benchmarks_of
-    from limbeck.leaderboard.examples import draw_examples, plan_examples
+    from limbeck.leaderboard.pictures.examples import draw_examples, plan_examples
     from limbeck.leaderboard.store import load_results
     from limbeck.zoo import weight_files
     from limbeck.zoo.overlay import draw_legend
@@ -135,7 +135,7 @@ def masks(
     Example: limbeck leaderboard masks bccd --results out/bccd/records --runs out/bccd/runs
     """
     from limbeck.engine.suite import benchmarks_of
-    from limbeck.leaderboard.masks import draw_masks, plan_masks
+    from limbeck.leaderboard.pictures.masks import draw_masks, plan_masks
     from limbeck.leaderboard.store import load_results
     from limbeck.zoo import weight_files
 
@@ -166,8 +166,8 @@ def voxels(
     Example: limbeck leaderboard voxels lidar-scenes --results out/lidar/records --runs out/lidar/runs
     """
     from limbeck.engine.suite import benchmarks_of
+    from limbeck.leaderboard.pictures.voxels import draw_voxels, plan_voxels
     from limbeck.leaderboard.store import load_results
-    from limbeck.leaderboard.voxels import draw_voxels, plan_voxels
     from limbeck.zoo import weight_files
     from limbeck.zoo.overlay import draw_legend
 

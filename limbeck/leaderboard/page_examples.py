@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from limbeck.engine.config import PLAIN, TEACHER
-from limbeck.leaderboard.examples import BEST, FOLDER, IOU, LIDAR_IOU, SCORE, Examples, Sample
 from limbeck.leaderboard.figures import number
-from limbeck.leaderboard.pictures import picture_view
+from limbeck.leaderboard.pictures.examples import BEST, FOLDER, IOU, LIDAR_IOU, SCORE, Examples, Sample
+from limbeck.leaderboard.pictures.plans import picture_view
 
 
 def examples_view(found: Examples) -> dict[str, Any]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from limbeck.leaderboard.figures import number
-from limbeck.leaderboard.masks import FOLDER, Masks
-from limbeck.leaderboard.pictures import picture_view
+from limbeck.leaderboard.pictures.masks import FOLDER, Masks
+from limbeck.leaderboard.pictures.plans import picture_view
 
 
 def masks_view(found: Masks) -> dict[str, Any]:

@@ -6,8 +6,8 @@ from statistics import fmean
 from typing import Any
 
 from limbeck.leaderboard.figures import number
-from limbeck.leaderboard.pictures import picture_view
-from limbeck.leaderboard.voxels import FOLDER, ChosenVoxels, Voxels
+from limbeck.leaderboard.pictures.plans import picture_view
+from limbeck.leaderboard.pictures.voxels import FOLDER, ChosenVoxels, Voxels
 
 
 def voxels_view(found: Voxels) -> dict[str, Any]:

@@ -14,17 +14,17 @@ from urllib.parse import quote
 from limbeck import __version__
 from limbeck.errors import OutputError
 from limbeck.leaderboard.checks import check_apart
-from limbeck.leaderboard.examples import find_examples
-from limbeck.leaderboard.masks import find_masks
 from limbeck.leaderboard.page import group_view, slugs
 from limbeck.leaderboard.page_examples import examples_view
 from limbeck.leaderboard.page_masks import masks_view
 from limbeck.leaderboard.page_voxels import voxels_view
-from limbeck.leaderboard.pictures import StalePicture
+from limbeck.leaderboard.pictures.examples import find_examples
+from limbeck.leaderboard.pictures.masks import find_masks
+from limbeck.leaderboard.pictures.plans import StalePicture
+from limbeck.leaderboard.pictures.voxels import find_voxels
 from limbeck.leaderboard.stats import CONFIDENCE, MINIMUM_GAP
 from limbeck.leaderboard.store import Group, Results, load_results
 from limbeck.leaderboard.table import build_table, environments, to_json
-from limbeck.leaderboard.voxels import find_voxels
 
 MANIFEST = ".limbeck-site"
 Note = Callable[[str], object]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 
+from limbeck.engine.record import iter_records
 from limbeck.engine.suite import load_suite, plan, state
 from limbeck.leaderboard import build_tables, load_results, update_markdown
 
@@ -28,6 +31,21 @@ def test_tables_in_pages_are_what_the_records_say(page):
     assert not update_markdown(ROOT / page, build_tables(load_results(ROOT / "results")), check=True)
 
 
+def test_detection_page_has_the_measured_cost_of_a_step():
+    """Time from the benchmark's own file, memory from the records of the suite."""
+    (steps,) = json.loads((ROOT / "benchmarks" / "perf" / "steps" / "bccd.json").read_text())["methods"].values()
+    text = (ROOT / "docs" / "detection-results.md").read_text(encoding="utf-8")
+    table = text.split("<!-- steps -->")[1].split("<!-- /steps -->")[0]
+    rows = [[c.strip() for c in line.strip("|").split("|")] for line in table.strip().splitlines()[2:]]
+    peaks: dict[str, list[float]] = {}
+    for _, record in iter_records(ROOT / "results" / "bccd" / "efficientnet_lite0-resnet18_10"):
+        peaks.setdefault(record.method, []).append(record.cost.peak_memory_mb)
+    plain = fmean(peaks["plain"])
+    said = {m: (f"{s['median']:.2f}", f"{s['min']:.2f} to {s['max']:.2f}") for m, s in steps.items() if m in peaks}
+    assert {row[0]: (row[1], row[2]) for row in rows} == said
+    assert {row[0]: row[3] for row in rows} == {m: f"{fmean(peaks[m]) / plain:.2f}" for m in said}
+
+
 def test_results_hold_records_and_nothing_else():
     files = [p for p in (ROOT / "results").rglob("*") if p.is_file()]
     assert files
@@ -35,8 +53,6 @@ def test_results_hold_records_and_nothing_else():
 
 
 def test_records_name_no_folder_of_a_machine():
-    from limbeck.engine.record import iter_records
-
     def texts(value: object) -> list[str]:
         if isinstance(value, dict):
             return [t for v in value.values() for t in texts(v)]

@@ -198,7 +198,8 @@ def distiller(pair: PairConfig, clouds: list[torch.Tensor]) -> Distiller:
 def test_all_methods_of_a_pair_do_one_step(name, kitti):
     torch.manual_seed(0)
     pair = pair_of(name)
-    raw = DATASETS.make(pair.data.train | where(kitti)).__getitems__([0, 1])  # the second cloud has no object
+    alone = dict(gt_sampling=None, object_noise=None)  # so that the second cloud has no object
+    raw = DATASETS.make(pair.data.train | where(kitti) | alone).__getitems__([0, 1])
     model = distiller(pair, raw["inputs"])
     ready: Any = model.data_preprocessor(raw, True)
     batch = model.adapter.batch(ready["inputs"], ready["data_samples"])
@@ -221,6 +222,22 @@ def test_all_methods_of_a_pair_do_one_step(name, kitti):
     assert all(torch.isfinite(p).all() for p in student.parameters())
     assert hash_state(model.frozen["teacher"].state_dict()) == model.frozen_hashes["teacher"]
     assert all(p.grad is None for p in model.frozen["teacher"].parameters())
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_clouds_are_filled_with_objects_as_published(name, kitti):
+    cars, others, least = {"pointpillars": (15, 15, 5), "second": (12, 6, 10), "pointrcnn": (20, 15, 5)}[KINDS[name]]
+    pair = pair_of(name)
+    data = DATASETS.make(pair.data.train | where(kitti))
+    assert data.gt_sampling.counts == dict(Car=cars, Pedestrian=others, Cyclist=others)
+    assert data.gt_sampling.least == dict(Car=5, Pedestrian=least, Cyclist=least)
+    assert (data.object_noise is not None) == (KINDS[name] != "pointpillars")
+    data.set_epoch(0)
+    found = data.__getitems__([0, 1])["data_samples"]
+    assert len(found["boxes"][1]) > 0  # which has no object of its own
+    assert [len(labels) for labels in found["labels"]] == [len(boxes) for boxes in found["boxes"]]
+    for split in (pair.data.val, pair.data.test):
+        assert not {"gt_sampling", "object_noise"} & set(split)
 
 
 # --- from files to a record ---

@@ -17,7 +17,7 @@ pair = "pointrcnn-pointrcnn_8x"
 title = "KITTI: PointRCNN → PointRCNN 8×"
 _range = (0.0, -40.0, -3.0, 70.4, 40.0, 1.0)
 _points = dict(point_cloud_range=_range, count=16384, far=40.0)
-data = _frames(_range, 16)
+data = _frames(_range, 16, counts=(20, 15, 15))
 teacher = dict(type="mmdet3d", config=_pointrcnn("full"), points=_points)
 student = dict(type="mmdet3d", config=_pointrcnn("8x"), points=_points)
 recipe = _cyclic(160, 1e-3, clip=10, betas=(0.95, 0.85))

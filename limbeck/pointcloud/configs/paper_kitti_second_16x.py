@@ -14,7 +14,7 @@ _base_ = ["./_base_/paper_kitti.py"]
 
 pair = "second-second_16x"
 title = "KITTI: SECOND → SECOND 16×"
-data = _frames((0.0, -40.0, -3.0, 70.4, 40.0, 1.0), 48)
+data = _frames((0.0, -40.0, -3.0, 70.4, 40.0, 1.0), 48, counts=(12, 6, 6), min_points=10)
 teacher = dict(type="mmdet3d", config=_second(1))
 student = dict(type="mmdet3d", config=_second(0.25))
 recipe = _cyclic(80, 1.8e-3, clip=10)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from functools import lru_cache
 from typing import Any
 
@@ -11,10 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from limbeck.engine.augment import parse_augment
 from limbeck.engine.data import ViewDataset
 from limbeck.errors import ConfigError
 from limbeck.pointcloud.data.augment import FlipTurnScale, in_range
 from limbeck.pointcloud.data.frames import CLASSES, PALETTE, Frame
+from limbeck.pointcloud.data.gt_sampling import GTSampling, ObjectBank, ObjectNoise
 from limbeck.pointcloud.metrics import truth_tensors
 
 DESK_RANGE = (0.0, -20.48, -3.0, 40.96, 20.48, 1.0)
@@ -24,6 +26,11 @@ _UNCOUNTED = 3  # KITTI's occlusion "unknown": the metric ignores such a box, fo
 
 @lru_cache(maxsize=6)  # train, val and test of two benchmarks; the runs of a suite share them
 def _kept_frames(content_hash: str) -> dict[int, Frame]:
+    return {}
+
+
+@lru_cache(maxsize=2)  # teacher and students of one suite sample the same objects
+def _kept_banks(content_hash: str) -> dict[str, ObjectBank]:
     return {}
 
 
@@ -37,6 +44,8 @@ class LidarDataset(ViewDataset):
     Args:
         split: 'train', 'val' or 'test'.
         augment: `FlipTurnScale` or None; its random numbers depend on seed, view and sample id alone.
+        gt_sampling, object_noise: options of `GTSampling` and `ObjectNoise`, which come before `augment` and need it;
+            None for none. The former reads every frame of the split before the first epoch.
         views, seed: see ViewDataset.
         point_cloud_range: of the detectors: objects whose centre is out of it along x or y are not counted by the
             metric. Their points stay.
@@ -58,8 +67,16 @@ class LidarDataset(ViewDataset):
         views: int,
         seed: int,
         point_cloud_range: Sequence[float],
+        gt_sampling: Mapping[str, Any] | None = None,
+        object_noise: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(split, views=views, seed=seed, augment=augment)
+        self.gt_sampling = parse_augment(GTSampling, gt_sampling)
+        self.object_noise = parse_augment(ObjectNoise, object_noise)
+        if augment is None and (self.gt_sampling or self.object_noise):
+            raise ConfigError(
+                f"gt_sampling and object_noise of {self.name} belong to augmentation; set augment as well"
+            )
         if seed < 0:
             raise ConfigError(f"seed of {self.name}'s augmentation is 0 or more; got {seed}")
         self.point_cloud_range = tuple(float(n) for n in point_cloud_range)
@@ -80,7 +97,21 @@ class LidarDataset(ViewDataset):
 
     def pipeline(self) -> dict[str, Any]:
         """Everything that decides the points."""
-        return super().pipeline() | {"point_cloud_range": list(self.point_cloud_range)}
+        own = {"gt_sampling": self.gt_sampling, "object_noise": self.object_noise}
+        used = {name: asdict(options) for name, options in own.items() if options is not None}
+        return super().pipeline() | {"point_cloud_range": list(self.point_cloud_range)} | used
+
+    def set_epoch(self, epoch: int) -> None:
+        """As every data set; the objects to sample are gathered here, once, and not in every worker."""
+        super().set_epoch(epoch)
+        if self.gt_sampling is not None:
+            self._bank(self.gt_sampling)
+
+    def _bank(self, options: GTSampling) -> ObjectBank:
+        kept, key = _kept_banks(self.content_hash), repr(options.least)
+        if key not in kept:
+            kept[key] = ObjectBank.of((self.stored(sample) for sample in range(len(self))), options.least)
+        return kept[key]
 
     def __getitems__(self, indices: Sequence[int]) -> dict[str, Any]:
         ids = np.asarray(indices, dtype=np.int64)
@@ -110,9 +141,14 @@ class LidarDataset(ViewDataset):
     def _shown(self, sample: int, frame: Frame) -> tuple[Tensor, Tensor, Tensor]:
         """Points, boxes and labels of the three classes, in the current view."""
         ours = frame.labels >= 0
-        points, boxes = frame.points, frame.boxes[ours]
+        points, boxes, labels = frame.points, frame.boxes[ours], frame.labels[ours]
         if self.augment is not None:
             rng = np.random.default_rng([self.seed, self.view, sample])
+            if self.gt_sampling is not None:
+                bank = self._bank(self.gt_sampling)
+                points, boxes, labels = self.gt_sampling((points, boxes, labels), frame.boxes, bank, rng)
+            if self.object_noise is not None:
+                points, boxes = self.object_noise(points, boxes, rng)
             points, boxes = self.augment(points, boxes, rng)
             points = points[rng.permutation(len(points))]
-        return tuple(torch.from_numpy(np.ascontiguousarray(part)) for part in (points, boxes, frame.labels[ours]))  # type: ignore[return-value]
+        return tuple(torch.from_numpy(np.ascontiguousarray(part)) for part in (points, boxes, labels))  # type: ignore[return-value]

@@ -31,6 +31,7 @@ class _KittiDataset(LidarDataset):
         views, seed: see ViewDataset.
         limit: takes the first frames only.
         val_size: how many of the official train are val.
+        gt_sampling, object_noise: see `LidarDataset`.
         whole: every labelled frame is test: for detectors that were trained on none of them.
         point_cloud_range: see `LidarDataset`; None takes the usual one.
     Raises: DataMissing, CorruptFile, ConfigError, UnknownName.
@@ -50,11 +51,21 @@ class _KittiDataset(LidarDataset):
         limit: int | None = None,
         val_size: int | None = None,
         whole: bool = False,
+        gt_sampling: Mapping[str, Any] | None = None,
+        object_noise: Mapping[str, Any] | None = None,
         point_cloud_range: Sequence[float] | None = None,
     ) -> None:
         transform = parse_augment(FlipTurnScale, augment)
         extent = self.default_range if point_cloud_range is None else point_cloud_range
-        super().__init__(split, augment=transform, views=views, seed=seed, point_cloud_range=extent)
+        super().__init__(
+            split,
+            augment=transform,
+            views=views,
+            seed=seed,
+            point_cloud_range=extent,
+            gt_sampling=gt_sampling,
+            object_noise=object_noise,
+        )
         advice = f"put it into $LIMBECK_DATA/{self.folder} or set root; it has {LAYOUT}"
         wanted = ["training/calib", "training/label_2", "ImageSets/train.txt", "ImageSets/val.txt"]
         self.root = find_folder(self.name, usual_folders(self.folder, root), wanted, advice)

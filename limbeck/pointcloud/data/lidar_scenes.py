@@ -28,7 +28,7 @@ class LidarScenes(LidarDataset):
         seed: of the augmentation; the scenes do not depend on it.
         scene_seed: of the scenes: another number makes another data set.
         layouts, root: see `SimulatedScenes`.
-        point_cloud_range: see `LidarDataset`.
+        point_cloud_range, gt_sampling, object_noise: see `LidarDataset`.
     Raises: UnknownName, ConfigError; DataMissing and CorruptFile for real layouts.
     """
 
@@ -46,9 +46,19 @@ class LidarScenes(LidarDataset):
         layouts: str = "table",
         root: str | None = None,
         point_cloud_range: Sequence[float] = DESK_RANGE,
+        gt_sampling: Mapping[str, Any] | None = None,
+        object_noise: Mapping[str, Any] | None = None,
     ) -> None:
         transform = parse_augment(FlipTurnScale, augment)
-        super().__init__(split, augment=transform, views=views, seed=seed, point_cloud_range=point_cloud_range)
+        super().__init__(
+            split,
+            augment=transform,
+            views=views,
+            seed=seed,
+            point_cloud_range=point_cloud_range,
+            gt_sampling=gt_sampling,
+            object_noise=object_noise,
+        )
         self._scenes = SimulatedScenes(split, seed=scene_seed, count=count, layouts=layouts, root=root)
         self.content_hash = sha256_json({"scenes": self._scenes.content_hash, "range": self.point_cloud_range})
 

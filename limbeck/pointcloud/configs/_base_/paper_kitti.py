@@ -1,11 +1,10 @@
 """KITTI with the recipes of mmdetection3d, which PointDistiller (arXiv 2205.11098) takes; a pair's file adds the rest.
 
 Test is the official val, of whose frames the published figures are; the last step counts. Differences from the
-published runs: 112 of the 3,712 training frames are held out as val. There is no sampling of objects from a database of
-ground truth, which there fills every training cloud up to 15 objects of a class (SECOND: 12 cars, 6 others; PointRCNN:
-20 cars), and no noise on single objects, which SECOND and PointRCNN have there; both are likely to bring figures down.
-Training frames without any object of the three classes stay. What lies out of a detector's range is not counted. The
-teacher is in evaluation mode, where the official code leaves it in training.
+published runs: 112 of the 3,712 training frames are held out as val. Sampled objects keep their height, where those of
+PointPillars are put onto an estimated ground plane there. Training frames without any object of the three classes stay.
+What lies out of a detector's range is not counted. The teacher is in evaluation mode, where the official code leaves it
+in training.
 """
 
 
@@ -33,16 +32,32 @@ def cyclic(epochs: int, lr: float, *, clip: float, betas: tuple[float, float] = 
     )
 
 
-def frames(point_cloud_range: tuple[float, ...], batch_size: int) -> dict:
-    """KITTI for detectors of a range, with flips, turns up to 45° and scaling by 5 %.
+def frames(
+    point_cloud_range: tuple[float, ...],
+    batch_size: int,
+    *,
+    counts: tuple[int, int, int],
+    min_points: int = 5,
+    noise: bool = True,
+) -> dict:
+    """KITTI for detectors of a range, with sampled objects, flips, turns up to 45° and scaling by 5 %.
 
     Args:
         batch_size: of all devices of the published run together.
+        counts: cars, pedestrians and cyclists up to which a training cloud is filled.
+        min_points: that a pedestrian or cyclist has to be sampled; a car has 5.
+        noise: on single objects.
     """
+    cars, pedestrians, cyclists = counts
+    sampled = dict(
+        counts=dict(Car=cars, Pedestrian=pedestrians, Cyclist=cyclists),
+        min_points=dict(Car=5, Pedestrian=min_points, Cyclist=min_points),
+    )
+    single = dict(gt_sampling=sampled) | (dict(object_noise={}) if noise else {})
     kitti = dict(type="KITTI", point_cloud_range=point_cloud_range, val_size=112)
     augment = dict(flip=0.5, turn=0.78539816, scale=(0.95, 1.05))
     return dict(
-        train=dict(**kitti, split="train", augment=augment, views=0),
+        train=dict(**kitti, split="train", augment=augment, views=0, **single),
         val=dict(**kitti, split="val"),
         test=dict(**kitti, split="test"),
         batch_size=batch_size,

@@ -14,7 +14,8 @@ from limbeck.engine.record import RunRecord
 from limbeck.engine.weights import sha256_file, write_json
 from limbeck.errors import ConfigError, OutputError, UnknownName
 from limbeck.leaderboard.checks import check_apart
-from limbeck.leaderboard.examples import (
+from limbeck.leaderboard.page_examples import examples_view
+from limbeck.leaderboard.pictures.examples import (
     Examples,
     Sample,
     compared,
@@ -22,9 +23,8 @@ from limbeck.leaderboard.examples import (
     find_examples,
     plan_examples,
 )
-from limbeck.leaderboard.examples import Member as Column
-from limbeck.leaderboard.page_examples import examples_view
-from limbeck.leaderboard.pictures import StalePicture
+from limbeck.leaderboard.pictures.examples import Member as Column
+from limbeck.leaderboard.pictures.plans import StalePicture
 from limbeck.leaderboard.site import build_site
 from limbeck.leaderboard.store import Group, load_results
 from tests.leaderboard.fabricate import fabricate, write_all

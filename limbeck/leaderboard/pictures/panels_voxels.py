@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from limbeck.leaderboard.panel_layout import INK, LETTERS, PAPER, SOFT, Cell, Legend, Line, lay_out
-from limbeck.leaderboard.panels_masks import FINE, heat
+from limbeck.leaderboard.pictures.panel_layout import INK, LETTERS, PAPER, SOFT, Cell, Legend, Line, lay_out
+from limbeck.leaderboard.pictures.panels_masks import FINE, heat
 from limbeck.pointcloud.bev import BirdsEye
 
 if TYPE_CHECKING:
-    from limbeck.leaderboard.voxel_run import Choice, Seen
-    from limbeck.leaderboard.voxels import ChosenVoxels
+    from limbeck.leaderboard.pictures.voxel_run import Choice, Seen
+    from limbeck.leaderboard.pictures.voxels import ChosenVoxels
 
 SIDE = 420  # pixels of a frame's longer side
 PLOT, MARGIN = (360, 300), (48, 46)  # pixels: size of a histogram; room on its left and right, and below
@@ -27,7 +27,7 @@ def draw_voxels(seen: Seen, figures: Sequence[ChosenVoxels], heading: str, legen
 
     Args:
         figures: of the frames, in their order.
-        legend: draws named colours, see `limbeck.leaderboard.panel_layout`.
+        legend: draws named colours, see `limbeck.leaderboard.pictures.panel_layout`.
     """
     lines = []
     most = max((int(frame.counts.max()) for frame in seen.frames if len(frame.counts)), default=1)

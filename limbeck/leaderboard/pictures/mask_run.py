@@ -19,8 +19,8 @@ from limbeck.engine.evaluate import eval_loader
 from limbeck.engine.hooks import distiller_of
 from limbeck.engine.record import RunRecord
 from limbeck.engine.run import STUDENT_FILE, RunOptions, execute
-from limbeck.leaderboard.masks import LINK, Report
-from limbeck.leaderboard.val_samples import val_samples
+from limbeck.leaderboard.pictures.masks import LINK, Report
+from limbeck.leaderboard.pictures.val_samples import val_samples
 
 LevelMasks = dict[str, np.ndarray]  # by kind: 'channel' (M, C), 'spatial' (M, H, W)
 AllMasks = Sequence[Sequence[Sequence[LevelMasks]]]  # by epoch, 0 before the first step, then image, then level

@@ -20,11 +20,11 @@ from limbeck.engine.registry import DATASETS
 from limbeck.engine.weights import sha256_file
 from limbeck.errors import ConfigError, CorruptFile
 from limbeck.leaderboard.page_voxels import voxels_view
-from limbeck.leaderboard.pictures import StalePicture
+from limbeck.leaderboard.pictures.plans import StalePicture
+from limbeck.leaderboard.pictures.voxels import Voxels, chosen, find_voxels, plan_voxels, voxel_files
 from limbeck.leaderboard.store import Group, load_results
-from limbeck.leaderboard.voxels import Voxels, chosen, find_voxels, plan_voxels, voxel_files
 from tests.leaderboard.fabricate import fabricate, linked, write_all
-from tests.leaderboard.test_masks import call
+from tests.leaderboard.pictures.test_masks import call
 from tests.pointcloud.small_runs import EXTENT, LINK, STUDENT, scenes
 
 BENCHMARK = "toy-lidar"

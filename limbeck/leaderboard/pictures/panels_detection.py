@@ -10,11 +10,11 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from limbeck.engine.config import PLAIN
-from limbeck.leaderboard.examples import BEST, IOU, SCORE, WHY
-from limbeck.leaderboard.panel_layout import PAPER, Cell, Colour, Legend, Line, lay_out
+from limbeck.leaderboard.pictures.examples import BEST, IOU, SCORE, WHY
+from limbeck.leaderboard.pictures.panel_layout import PAPER, Cell, Colour, Legend, Line, lay_out
 
 if TYPE_CHECKING:
-    from limbeck.leaderboard.example_images import Shown
+    from limbeck.leaderboard.pictures.example_images import Shown
 
 SIDE = 448  # pixels: the longer side of an image as it is drawn
 WIDTH, SCORE_LETTERS, DASH = 2, 11, 5

@@ -19,7 +19,7 @@ from limbeck.engine.record import RunRecord
 from limbeck.engine.registry import ADAPTERS, METRICS, MODELS
 from limbeck.engine.weights import load_into
 from limbeck.errors import ConfigError, CorruptFile
-from limbeck.leaderboard.examples import BEST, DRAW_SEED, Chosen
+from limbeck.leaderboard.pictures.examples import BEST, DRAW_SEED, Chosen
 
 
 @dataclass(frozen=True)

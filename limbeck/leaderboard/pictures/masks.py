@@ -11,7 +11,7 @@ from pydantic import Field
 from limbeck.engine.record import Finite, RunRecord, Sha256
 from limbeck.errors import ConfigError
 from limbeck.leaderboard.checks import check_apart
-from limbeck.leaderboard.pictures import (
+from limbeck.leaderboard.pictures.plans import (
     DRAW_SEED,
     RunDescription,
     RunPlan,
@@ -108,8 +108,8 @@ def draw_masks(
     Raises: DataMissing, CorruptFile where data or weights are not those of the record; ConfigError for a count that
         the split does not have; OutputError.
     """
-    from limbeck.leaderboard.mask_run import moved_most, movement, train_again
-    from limbeck.leaderboard.panels_masks import draw_masks as draw
+    from limbeck.leaderboard.pictures.mask_run import moved_most, movement, train_again
+    from limbeck.leaderboard.pictures.panels_masks import draw_masks as draw
 
     check_apart(site, results)
     record = plan.record

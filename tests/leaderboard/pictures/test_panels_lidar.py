@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from limbeck.leaderboard.example_images import Shown
-from limbeck.leaderboard.examples import LIDAR_IOU
 from limbeck.leaderboard.page_examples import _colours
-from limbeck.leaderboard.panels import PANELS
-from limbeck.leaderboard.panels_detection import BOTH, FOUND, GAINED, LOST, MISSED, Detections
-from limbeck.leaderboard.panels_lidar import SIDE, draw_lidar, found_objects
-from tests.leaderboard.test_masks import call
-from tests.leaderboard.test_panels import Legends
+from limbeck.leaderboard.pictures.example_images import Shown
+from limbeck.leaderboard.pictures.examples import LIDAR_IOU
+from limbeck.leaderboard.pictures.panels import PANELS
+from limbeck.leaderboard.pictures.panels_detection import BOTH, FOUND, GAINED, LOST, MISSED, Detections
+from limbeck.leaderboard.pictures.panels_lidar import SIDE, draw_lidar, found_objects
+from tests.leaderboard.pictures.test_masks import call
+from tests.leaderboard.pictures.test_panels import Legends
 
 CLASSES = ["Pedestrian", "Cyclist", "Car"]
 EXTENT = (0.0, -20.0, -3.0, 40.0, 20.0, 1.0)

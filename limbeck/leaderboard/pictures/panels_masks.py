@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from limbeck.leaderboard.panel_layout import (
+from limbeck.leaderboard.pictures.panel_layout import (
     GAP,
     INK,
     LETTERS,
@@ -23,8 +23,8 @@ from limbeck.leaderboard.panel_layout import (
 )
 
 if TYPE_CHECKING:
-    from limbeck.leaderboard.mask_run import Seen
-    from limbeck.leaderboard.masks import Curves
+    from limbeck.leaderboard.pictures.mask_run import Seen
+    from limbeck.leaderboard.pictures.masks import Curves
 
 # viridis at 0, ¼, ½, ¾ and 1: lightness rises with the value, whatever hues one sees
 ANCHORS = np.array([(68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37)], float)

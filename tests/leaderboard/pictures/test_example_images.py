@@ -19,7 +19,7 @@ from limbeck.engine.record import RunRecord
 from limbeck.engine.registry import DATASETS, MODELS
 from limbeck.engine.weights import save_weights, sha256_file
 from limbeck.errors import ConfigError, CorruptFile, OutputError
-from limbeck.leaderboard.example_images import choose
+from limbeck.leaderboard.pictures.example_images import choose
 from tests.leaderboard.fabricate import fabricate, write_all
 
 pytest.importorskip("mmseg", reason="the students are mmsegmentation's networks")

@@ -9,12 +9,12 @@ import numpy as np
 from PIL import Image
 
 from limbeck.engine.config import PLAIN
-from limbeck.leaderboard.examples import BEST, LIDAR_IOU, SCORE, WHY
-from limbeck.leaderboard.panel_layout import Cell, Colour, Legend, Line, lay_out
-from limbeck.leaderboard.panels_detection import FOUND, MISSED, Detections, counts_of, keys_of, states
+from limbeck.leaderboard.pictures.examples import BEST, LIDAR_IOU, SCORE, WHY
+from limbeck.leaderboard.pictures.panel_layout import Cell, Colour, Legend, Line, lay_out
+from limbeck.leaderboard.pictures.panels_detection import FOUND, MISSED, Detections, counts_of, keys_of, states
 
 if TYPE_CHECKING:
-    from limbeck.leaderboard.example_images import Shown
+    from limbeck.leaderboard.pictures.example_images import Shown
 
 SIDE = 384  # pixels of a frame's longer side
 UNCOUNTED = 3  # KITTI's occlusion "unknown", and objects out of range: found or not, they do not count

@@ -10,7 +10,7 @@ from limbeck.engine.config import RunConfig, parse
 from limbeck.engine.evaluate import build_dataset
 from limbeck.engine.record import RunRecord
 from limbeck.errors import ConfigError, CorruptFile
-from limbeck.leaderboard.pictures import DRAW_SEED
+from limbeck.leaderboard.pictures.plans import DRAW_SEED
 
 
 def val_samples(record: RunRecord, count: int, *, spare: int = 0) -> tuple[RunConfig, Any, list[int]]:

@@ -11,7 +11,7 @@ from pydantic import Field
 from limbeck.engine.record import Finite, RunRecord, Sha256
 from limbeck.errors import ConfigError
 from limbeck.leaderboard.checks import check_apart
-from limbeck.leaderboard.pictures import (
+from limbeck.leaderboard.pictures.plans import (
     DRAW_SEED,
     RunDescription,
     RunPlan,
@@ -28,7 +28,7 @@ from limbeck.leaderboard.pictures import (
 from limbeck.leaderboard.store import Group, Results
 
 if TYPE_CHECKING:
-    from limbeck.leaderboard.panel_layout import Legend
+    from limbeck.leaderboard.pictures.panel_layout import Legend
 
 FOLDER = "voxels"  # of a site
 LINK = "PointDistiller"  # the registered method whose choice is drawn
@@ -115,13 +115,13 @@ def draw_voxels(
 
     Args:
         results: the folder of records, which `site` may not lie in.
-        legend: draws named colours, see `limbeck.leaderboard.panel_layout`.
+        legend: draws named colours, see `limbeck.leaderboard.pictures.panel_layout`.
         count: frames of the validation split.
     Raises: DataMissing, CorruptFile where data or weights are not those of the record; ConfigError for a count that
         the split does not have, and for a run whose taps are not of pillars; OutputError.
     """
-    from limbeck.leaderboard.panels_voxels import draw_voxels as draw
-    from limbeck.leaderboard.voxel_run import choose_again
+    from limbeck.leaderboard.pictures.panels_voxels import draw_voxels as draw
+    from limbeck.leaderboard.pictures.voxel_run import choose_again
 
     check_apart(site, results)
     record = plan.record

@@ -10,10 +10,10 @@ import pytest
 import torch
 from PIL import Image, ImageFont
 
-from limbeck.leaderboard.example_images import Shown
-from limbeck.leaderboard.panel_layout import LETTERS
-from limbeck.leaderboard.panels import DIFFERENCE, GAINED, IGNORE, IGNORED, LOST, SAME, difference
-from limbeck.leaderboard.panels import draw_segmentation as draw
+from limbeck.leaderboard.pictures.example_images import Shown
+from limbeck.leaderboard.pictures.panel_layout import LETTERS
+from limbeck.leaderboard.pictures.panels import DIFFERENCE, GAINED, IGNORE, IGNORED, LOST, SAME, difference
+from limbeck.leaderboard.pictures.panels import draw_segmentation as draw
 
 PALETTE = [(10, 20, 30), (200, 30, 220), (250, 240, 10)]
 DATASET = SimpleNamespace(classes=["road", "sky", "never seen"], palette=PALETTE)

@@ -14,7 +14,7 @@ from limbeck.engine.config import PLAIN, TEACHER
 from limbeck.engine.record import Finite, RunRecord, Sha256
 from limbeck.errors import ConfigError
 from limbeck.leaderboard.checks import check_apart
-from limbeck.leaderboard.pictures import (
+from limbeck.leaderboard.pictures.plans import (
     Description,
     StalePicture,
     Strict,
@@ -28,7 +28,7 @@ from limbeck.leaderboard.pictures import (
 from limbeck.leaderboard.store import FLAGGED, Group, Results
 
 if TYPE_CHECKING:
-    from limbeck.leaderboard.panel_layout import Legend
+    from limbeck.leaderboard.pictures.panel_layout import Legend
 
 FOLDER = "examples"  # of a site
 BEST = "best"
@@ -144,7 +144,7 @@ def plan_examples(
     Raises: UnknownName for the pair; ConfigError for a task that is not drawn, and where records or weights are
         missing.
     """
-    from limbeck.leaderboard.panels import PANELS
+    from limbeck.leaderboard.pictures.panels import PANELS
 
     groups = groups_of(results, benchmarks, pair, list(PANELS))
     plans = []
@@ -167,14 +167,14 @@ def draw_examples(
 
     Args:
         results: the folder of records, which `site` may not lie in.
-        legend: draws named colours, see `limbeck.leaderboard.panel_layout`.
+        legend: draws named colours, see `limbeck.leaderboard.pictures.panel_layout`.
         count: images shown; half of them, rounded up, are drawn at random.
         report: gets how many images are done, and of how many.
     Raises: DataMissing, CorruptFile where data or weights are not those of the records; ConfigError for a count that
         the split does not have; OutputError.
     """
-    from limbeck.leaderboard.example_images import Comparison
-    from limbeck.leaderboard.panels import PANELS
+    from limbeck.leaderboard.pictures.example_images import Comparison
+    from limbeck.leaderboard.pictures.panels import PANELS
 
     check_apart(site, results)
     seen = Comparison(plan.records, plan.weights)

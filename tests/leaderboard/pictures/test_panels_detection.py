@@ -10,9 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-from limbeck.leaderboard.example_images import Shown
-from limbeck.leaderboard.panels import PANELS
-from limbeck.leaderboard.panels_detection import (
+from limbeck.leaderboard.pictures.example_images import Shown
+from limbeck.leaderboard.pictures.panels import PANELS
+from limbeck.leaderboard.pictures.panels_detection import (
     BOTH,
     FOUND,
     GAINED,
@@ -25,7 +25,7 @@ from limbeck.leaderboard.panels_detection import (
     found_objects,
     overlaps,
 )
-from tests.leaderboard.test_panels import Legends
+from tests.leaderboard.pictures.test_panels import Legends
 
 PALETTE = [(10, 20, 230), (240, 30, 220)]
 DATASET = SimpleNamespace(classes=["cell", "never seen"], palette=PALETTE)

@@ -9,13 +9,13 @@ import numpy as np
 from PIL import Image
 
 from limbeck.engine.config import PLAIN
-from limbeck.leaderboard.examples import BEST, WHY
-from limbeck.leaderboard.panel_layout import Cell, Colour, Legend, Line, fitted, lay_out
-from limbeck.leaderboard.panels_detection import draw_detection
-from limbeck.leaderboard.panels_lidar import draw_lidar
+from limbeck.leaderboard.pictures.examples import BEST, WHY
+from limbeck.leaderboard.pictures.panel_layout import Cell, Colour, Legend, Line, fitted, lay_out
+from limbeck.leaderboard.pictures.panels_detection import draw_detection
+from limbeck.leaderboard.pictures.panels_lidar import draw_lidar
 
 if TYPE_CHECKING:
-    from limbeck.leaderboard.example_images import Shown
+    from limbeck.leaderboard.pictures.example_images import Shown
 
 # samples, heading, titles by member, data set, legend
 Draw = Callable[[Sequence["Shown"], str, Mapping[str, str], Any, Legend], Image.Image]

@@ -16,8 +16,8 @@ from limbeck.engine.evaluate import eval_loader
 from limbeck.engine.method import LinkInputs
 from limbeck.engine.record import RunRecord
 from limbeck.errors import ConfigError
-from limbeck.leaderboard.val_samples import val_samples
-from limbeck.leaderboard.voxels import BINS, LINK, ChosenVoxels
+from limbeck.leaderboard.pictures.val_samples import val_samples
+from limbeck.leaderboard.pictures.voxels import BINS, LINK, ChosenVoxels
 
 
 @dataclass(frozen=True)
