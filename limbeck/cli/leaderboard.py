@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -102,23 +103,17 @@ def examples(
 
     Example: limbeck leaderboard examples camvid --results out/camvid/records --runs out/camvid/runs
     """
-    from limbeck.engine.suite import benchmarks_of
     from limbeck.leaderboard.pictures.examples import draw_examples, plan_examples
-    from limbeck.leaderboard.store import load_results
-    from limbeck.zoo import weight_files
     from limbeck.zoo.overlay import draw_legend
 
-    names = benchmarks_of([benchmark]) or []
-    loaded = load_results(results, benchmarks=names)
-    plans = plan_examples(loaded, names, weights=weight_files(), runs=runs, pair=pair)
     with _progress(True) as progress:
-        for plan in plans:
+        for plan in _planned(plan_examples, benchmark, results, runs, pair):
             bar = progress.add_task(plan.group.name, total=None)
             path = draw_examples(
                 plan, out, results=results, legend=draw_legend, count=count, report=partial(_advance, progress, bar)
             )
             progress.console.print(str(path), markup=False, highlight=False)
-    typer.echo(f"shown on the page by: limbeck leaderboard build --results {results} --out {out}", err=True)
+    _say_shown(results, out)
 
 
 @app.command()
@@ -134,22 +129,16 @@ def masks(
 
     Example: limbeck leaderboard masks bccd --results out/bccd/records --runs out/bccd/runs
     """
-    from limbeck.engine.suite import benchmarks_of
     from limbeck.leaderboard.pictures.masks import draw_masks, plan_masks
-    from limbeck.leaderboard.store import load_results
-    from limbeck.zoo import weight_files
 
-    names = benchmarks_of([benchmark]) or []
-    loaded = load_results(results, benchmarks=names)
-    plans = plan_masks(loaded, names, weights=weight_files(), runs=runs, pair=pair)
     with _progress(True) as progress:
-        for plan in plans:
+        for plan in _planned(plan_masks, benchmark, results, runs, pair):
             bar = progress.add_task(plan.record.id, total=None)
             path, found = draw_masks(plan, out, results=results, count=count, report=partial(_advance, progress, bar))
             same = "the record's" if found.same_run else f"NOT the record's {found.student_sha256[:12]}…"
             said = f"{found.record}: the student's sha256 {found.rerun_sha256[:12]}… is {same}"
             progress.console.print(f"{said}\n{path}", markup=False, highlight=False)
-    typer.echo(f"shown on the page by: limbeck leaderboard build --results {results} --out {out}", err=True)
+    _say_shown(results, out)
 
 
 @app.command()
@@ -165,17 +154,28 @@ def voxels(
 
     Example: limbeck leaderboard voxels lidar-scenes --results out/lidar/records --runs out/lidar/runs
     """
-    from limbeck.engine.suite import benchmarks_of
     from limbeck.leaderboard.pictures.voxels import draw_voxels, plan_voxels
-    from limbeck.leaderboard.store import load_results
-    from limbeck.zoo import weight_files
     from limbeck.zoo.overlay import draw_legend
 
-    names = benchmarks_of([benchmark]) or []
-    loaded = load_results(results, benchmarks=names)
-    for plan in plan_voxels(loaded, names, weights=weight_files(), runs=runs, pair=pair):
+    for plan in _planned(plan_voxels, benchmark, results, runs, pair):
         path, _ = draw_voxels(plan, out, results=results, legend=draw_legend, count=count)
         typer.echo(f"{plan.record.id}\n{path}")
+    _say_shown(results, out)
+
+
+def _planned(
+    plan: Callable[..., list[Any]], benchmark: str, results: Path, runs: Path | None, pair: str | None
+) -> list[Any]:
+    """What a kind of picture is drawn of: `plan` of the folder's records, with the weights of zoo and runs."""
+    from limbeck.engine.suite import benchmarks_of
+    from limbeck.leaderboard.store import load_results
+    from limbeck.zoo import weight_files
+
+    names = benchmarks_of([benchmark]) or []
+    return plan(load_results(results, benchmarks=names), names, weights=weight_files(), runs=runs, pair=pair)
+
+
+def _say_shown(results: Path, out: Path) -> None:
     typer.echo(f"shown on the page by: limbeck leaderboard build --results {results} --out {out}", err=True)
 
 

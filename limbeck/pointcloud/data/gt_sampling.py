@@ -106,7 +106,7 @@ def free_places(boxes: Sequence[np.ndarray], taken: np.ndarray) -> list[int]:
     if not len(boxes):
         return []
     found = np.stack(boxes)
-    blocked = footprints_overlap(found, taken).any(1) if len(taken) else np.zeros(len(found), bool)
+    blocked = np.any(footprints_overlap(found, taken), axis=1) if len(taken) else np.zeros(len(found), bool)
     among = footprints_overlap(found, found)
     np.fill_diagonal(among, False)
     free = []
