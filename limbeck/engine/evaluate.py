@@ -128,11 +128,12 @@ def evaluate_weights(config: Mapping[str, Any], weights: str | Path, *, device: 
     adapter = cast(TaskAdapter, ADAPTERS.make(run.model["adapter"]))
     model = MODELS.make(without_pretrained(run.deployed))
     load_into(model, weights)
+    model.to(device)
     loaders = {"": eval_loader(run.data, "test"), **further_loaders(run.data)}
     found: dict[str, float] = {}
     for name, loader in loaders.items():
         metric = METRICS.make({"type": run.metric.type})
-        found |= named(evaluate(model.to(device), adapter=adapter, loader=loader, metric=metric), name)
+        found |= named(evaluate(model, adapter=adapter, loader=loader, metric=metric), name)
     return found
 
 

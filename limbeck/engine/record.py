@@ -6,6 +6,7 @@ import json
 import math
 import re
 from collections.abc import Iterator
+from operator import not_
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -25,10 +26,6 @@ Task = Literal[
 ]
 Status = Literal["ok", "partial", "failed", "unreliable", "superseded"]
 Selection = Literal["last", "best_val", "best_test"]
-
-
-def _absent(value: Any) -> bool:
-    return not value
 
 
 def _finite(value: float) -> float:
@@ -65,7 +62,7 @@ class DataInfo(_Strict):
     val_samples: int
     test_samples: int
     also: dict[str, FurtherData] = Field(
-        default_factory=dict, description="further test sets that were there, by name", exclude_if=_absent
+        default_factory=dict, description="further test sets that were there, by name", exclude_if=not_
     )
 
 

@@ -16,17 +16,16 @@ from limbeck.leaderboard.pictures.plans import (
     RunDescription,
     RunPlan,
     Strict,
+    find_run,
     linked_runs,
     picture_files,
     plan_runs,
-    read_description,
     save_description,
     save_picture,
-    still_of,
 )
 from limbeck.leaderboard.store import Group, Results
 
-FOLDER = "masks"  # of a site
+FOLDER = "masks"  # of a site; also the command that draws
 LINK = "ACAMKD"  # the registered method whose masks are drawn
 TASKS = ("semantic-segmentation", "object-detection")
 SHOWN = (0, 1, 2, 5)  # epochs that are drawn, and the last
@@ -150,7 +149,4 @@ def find_masks(group: Group, site: str | Path) -> Masks | None:
 
     Raises: StalePicture when a file is not whole, or another record or other weights would be drawn today.
     """
-    picture, beside = mask_files(site, group)
-    again = f"draw it again with: limbeck leaderboard masks {group.benchmark} --pair {group.pair}"
-    found = read_description(Masks, picture, beside, again)
-    return None if found is None else still_of(found, picture, group, masked, again)
+    return find_run(Masks, FOLDER, group, site, masked)

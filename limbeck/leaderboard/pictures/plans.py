@@ -224,11 +224,21 @@ def read_description(kind: type[Described], picture: Path, beside: Path, again: 
     return found
 
 
-def still_of(found: OfRun, picture: Path, group: Group, choose: Callable[[Group], RunRecord], again: str) -> OfRun:
-    """A description whose run is the one that would be drawn today.
+def find_run(
+    kind: type[OfRun], folder: str, group: Group, site: str | Path, choose: Callable[[Group], RunRecord]
+) -> OfRun | None:
+    """What a site's folder has of a group's run; None where nothing was drawn.
 
-    Raises: StalePicture otherwise.
+    Args:
+        folder: of the site, and the command that draws into it.
+        choose: gives the run that would be drawn today, or raises ConfigError where there is none.
+    Raises: StalePicture when a file is not whole, or another record or other weights would be drawn today.
     """
+    picture, beside = picture_files(site, folder, group)
+    again = f"draw it again with: limbeck leaderboard {folder} {group.benchmark} --pair {group.pair}"
+    found = read_description(kind, picture, beside, again)
+    if found is None:
+        return None
     try:
         record = choose(group)
         current = (record.id, record.config_hash, record.student_sha256)

@@ -16,21 +16,20 @@ from limbeck.leaderboard.pictures.plans import (
     RunDescription,
     RunPlan,
     Strict,
+    find_run,
     linked_runs,
     model_of,
     picture_files,
     plan_runs,
-    read_description,
     save_description,
     save_picture,
-    still_of,
 )
 from limbeck.leaderboard.store import Group, Results
 
 if TYPE_CHECKING:
     from limbeck.leaderboard.pictures.panel_layout import Legend
 
-FOLDER = "voxels"  # of a site
+FOLDER = "voxels"  # of a site; also the command that draws
 LINK = "PointDistiller"  # the registered method whose choice is drawn
 TASKS = ("3d-object-detection",)
 BINS = 20  # of the histogram of weights
@@ -155,7 +154,4 @@ def find_voxels(group: Group, site: str | Path) -> Voxels | None:
 
     Raises: StalePicture when a file is not whole, or another record or other weights would be drawn today.
     """
-    picture, beside = voxel_files(site, group)
-    again = f"draw it again with: limbeck leaderboard voxels {group.benchmark} --pair {group.pair}"
-    found = read_description(Voxels, picture, beside, again)
-    return None if found is None else still_of(found, picture, group, chosen, again)
+    return find_run(Voxels, FOLDER, group, site, chosen)

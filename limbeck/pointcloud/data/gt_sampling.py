@@ -10,7 +10,7 @@ import numpy as np
 
 from limbeck.errors import ConfigError, UnknownName
 from limbeck.pointcloud.data.augment import Pair, turned
-from limbeck.pointcloud.data.frames import CLASSES, Frame, points_in_boxes
+from limbeck.pointcloud.data.frames import CLASSES, Frame, points_in_boxes, wrapped
 from limbeck.pointcloud.data.layouts import footprints_overlap
 
 Cloud = tuple[np.ndarray, np.ndarray, np.ndarray]  # points (P, 4), boxes (M, 7), labels (M,)
@@ -161,9 +161,9 @@ class ObjectNoise:
             centre = boxes[row, :3].copy()
             local = points[own]
             local[:, :3] -= centre
-            moved, box = turned(local, np.r_[np.zeros(3), boxes[row, 3:]][None], float(angles[first]))
+            moved, _ = turned(local, boxes[:0], float(angles[first]))
             moved[:, :3] += centre + shifts[first]
             points[own] = moved
             boxes[row, :3] = centre + shifts[first]
-            boxes[row, 6] = box[0, 6]
+            boxes[row, 6] = wrapped(np.float64(boxes[row, 6]) + angles[first])
         return points, boxes
