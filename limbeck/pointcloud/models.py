@@ -49,6 +49,7 @@ def PointPillarsDetector(  # noqa: N802 - configs name it as a class
     max_voxels: int | Sequence[int] = 4000,
     anchors: str | Sequence[Mapping[str, Any]] = "coarse",
     momentum: float = 0.01,
+    layers: Sequence[int] = (3, 5, 5),
     **test_options: Any,
 ) -> nn.Module:
     """PointPillars (arXiv 1812.05784) whose every width is scaled by one number, as PointDistiller's students are.
@@ -63,9 +64,10 @@ def PointPillarsDetector(  # noqa: N802 - configs name it as a class
         anchors: a name of `ANCHORS`, 'kitti' at the paper's size, or as many such dicts as classes, with size, z,
             positive and negative; each stands in two rotations at every cell.
         momentum: of batch norms' running statistics; runs of few steps want more than mmdetection3d's 0.01.
+        layers: 3 × 3 convolutions of each of the three stages, after the one that halves the map.
         test_options: see `_test_cfg`.
     Raises: ExtraMissing; ConfigError for a grid that strides of 2, 4 and 8 do not divide, and for other anchors than
-        classes; UnknownName for an option that there is none of.
+        classes or layers than stages; UnknownName for an option that there is none of.
     """
     grid = Grid.of(point_cloud_range, voxel_size, max_points, max_voxels)
     depth, rows, columns = grid.shape
@@ -74,6 +76,8 @@ def PointPillarsDetector(  # noqa: N802 - configs name it as a class
             f"PointPillars has {columns} × {rows} pillars along x and y, {depth} along z; the first two must be "
             "multiples of 8, for its stages halve them three times, the last 1: change point_cloud_range or voxel_size"
         )
+    if len(layers) != 3 or min(layers) < 0:
+        raise ConfigError(f"layers of PointPillars are three numbers of 0 or more, one a stage; got {tuple(layers)}")
     stem, middle, last = (_scaled(width, factor) for factor in (1, 2, 4))
     norm = dict(eps=1e-3, momentum=momentum)
     config = dict(
@@ -89,7 +93,7 @@ def PointPillarsDetector(  # noqa: N802 - configs name it as a class
         backbone=dict(
             type="SECOND",
             in_channels=stem,
-            layer_nums=[3, 5, 5],
+            layer_nums=list(layers),
             layer_strides=[2, 2, 2],
             out_channels=[stem, middle, last],
             norm_cfg=dict(type="BN", **norm),

@@ -82,6 +82,7 @@ def test_other_bad_grids_are_refused():
         (dict(max_points=0), "max_points and max_voxels are 1 or more"),
         (dict(width=0.1), "leaves no channel"),
         (dict(num_classes=2), "2 classes and 3 anchors"),
+        (dict(layers=(1, 2)), r"layers of PointPillars are three numbers of 0 or more, .* got \(1, 2\)"),
     ):
         with pytest.raises(ConfigError, match=said):
             network(**changes)
