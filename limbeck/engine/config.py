@@ -52,6 +52,18 @@ class DataConfig(_Strict):
     batch_size: int = Field(64, gt=0)
     eval_batch_size: int = Field(250, gt=0)
     num_workers: int = Field(0, ge=0)
+    unlabelled_batch_size: int = Field(
+        0,
+        ge=0,
+        description="unlabelled images of every batch beside `batch_size` labelled ones; of a partly labelled set",
+        exclude_if=_absent,
+    )
+    steps: int = Field(
+        0,
+        ge=0,
+        description="updates an epoch of a partly labelled set; 0 is one pass over its labelled images",
+        exclude_if=_absent,
+    )
     also: dict[str, Dict] = Field(
         default_factory=dict,
         description="further test sets by name, with figures of their own; one whose files are not there is left out",
@@ -70,7 +82,7 @@ class MetricConfig(_Strict):
 class RecipeConfig(_Strict):
     """How a member is trained; the same for every method of a pair."""
 
-    epochs: int = Field(gt=0)
+    epochs: int = Field(ge=0, description="0 trains nothing: the member is evaluated as it is, as a zero-shot one is")
     optimizer: Dict = Field(default_factory=lambda: dict(type="SGD", lr=0.05, momentum=0.9, weight_decay=5e-4))
     param_scheduler: list[Dict] = Field(default_factory=list)
     clip_grad: Dict | None = None
@@ -382,9 +394,7 @@ def expand(
     data = pair.data
     if teacher is not None and (changed := {**pair.teacher_data, **teacher.data}):
         data = parse(DataConfig, {**pair.data.model_dump(), **changed}, "teacher_data")
-    if teacher is None and pair.cache and data.train.get("augment") is not None:
-        # A cache wants one pool of views for every seed; plain and uncached methods then see that pool too.
-        data = data.model_copy(update=dict(train={"seed": 0, **data.train}))
+    data = data.model_copy(update=dict(train=_seeded(data.train, seed, cached=teacher is None and bool(pair.cache))))
     recipe = pair.recipe if teacher is None else teacher.recipe or pair.teacher_recipe or pair.recipe
     if teacher is None and spec.optimizers:
         recipe = recipe.model_copy(update=dict(optimizers=spec.optimizers))
@@ -410,6 +420,17 @@ def expand(
         companions=spec.companions if teacher is None else {},
     )
     return parse(RunConfig, value, f"run {name} of {pair.benchmark}/{pair.pair}")
+
+
+def _seeded(train: Dict, seed: int, *, cached: bool) -> Dict:
+    """A training set's config with the seeds that the run decides.
+
+    A cache wants one pool of views for every seed; plain and uncached methods then see that pool too. Which images a
+    partly labelled set labels is drawn anew by every seed where it says shots_seed='run'.
+    """
+    if cached and any(cfg.get("augment") is not None for cfg in (train, train.get("of") or {})):
+        train = {"seed": 0, **train}
+    return {**train, "shots_seed": seed} if train.get("shots_seed") == "run" else train
 
 
 def _same_run(pair: PairConfig, method: str) -> str | None:

@@ -26,8 +26,9 @@ def prepare_links(model: Distiller, config: RunConfig) -> None:
     if not wanting:
         return
     plain = config.data.model_copy(deep=True)
-    if plain.train.get("augment") is not None:
-        plain.train["augment"] = None
+    for images in (plain.train, plain.train.get("of") or {}):  # of a partly labelled set: what it wraps
+        if images.get("augment") is not None:
+            images["augment"] = None
     dataset = build_dataset(plain, "train")
     labels = getattr(dataset, "labels", None)
     for index, link in wanting:

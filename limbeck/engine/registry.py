@@ -106,7 +106,7 @@ def accepted_keys(target: Any) -> set[str] | None:
 
 
 METHODS = LimbeckRegistry("method", ("methods",))
-MODELS = LimbeckRegistry("model", ("models",))
+MODELS = LimbeckRegistry("model", ("models", "students"))
 DATASETS = LimbeckRegistry("dataset", ("data",))
 METRICS = LimbeckRegistry("metric", ("metrics",))
 ADAPTERS = LimbeckRegistry("adapter", ("adapter",))
