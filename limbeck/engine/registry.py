@@ -110,6 +110,7 @@ MODELS = LimbeckRegistry("model", ("models", "students"))
 DATASETS = LimbeckRegistry("dataset", ("data",))
 METRICS = LimbeckRegistry("metric", ("metrics",))
 ADAPTERS = LimbeckRegistry("adapter", ("adapter",))
+STRATEGIES = LimbeckRegistry("strategy", ("strategies",))
 
 
 def require(module: str, what: str, extra: str) -> Any:
