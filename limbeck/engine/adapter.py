@@ -116,6 +116,13 @@ class TaskAdapter(ABC):
         Training must not read those buffers. Called with the loader of the split and the preprocessor of its batches.
         """
 
+    def embed(self, model: nn.Module, inputs: Any) -> tuple[Tensor, Tensor]:
+        """Class probabilities (B, K) and features (B, d) of a batch, by which active learning chooses.
+
+        Raises: ConfigError where the task has none.
+        """
+        raise ConfigError(f"{type(self).__name__} gives no probabilities and features to choose images by")
+
     def describe(self, deploy: nn.Module, member: nn.Module) -> dict[str, Any]:
         """What decides how `member`'s input is made from the data set's pixels; part of the teacher cache's key."""
         return dict(adapter=type(self).__name__)

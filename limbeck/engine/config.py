@@ -136,6 +136,7 @@ class MethodConfig(_Strict):
         default=None,
         description="as the recipe's, and added to it, for this method alone",
     )
+    loop: Dict = Field(default_factory=dict, description="keys that differ from the pair's loop")
     same_run_as: str | None = Field(
         default=None, description="config of the pair whose method of this name also trains this pair's student"
     )
@@ -173,6 +174,9 @@ class PairConfig(_Strict):
     )
     teachers: dict[str, TeacherConfig] = Field(default_factory=dict, description="further teachers, by member name")
     cache: CacheConfig | None = None
+    loop: Dict = Field(
+        default_factory=dict, description="a run made of several runs, for students; see `limbeck.engine.loop`"
+    )
     methods: dict[str, MethodConfig]
     reported: dict[str, float] = Field(
         default_factory=dict, description="published values of the primary metric by method; shown, never ranked"
@@ -221,6 +225,7 @@ class RunConfig(_Strict):
         description="other trained members that are kept, and the pairs of their records",
         exclude_if=_absent,
     )
+    loop: Dict = Field(default_factory=dict, description="what makes several runs of this one", exclude_if=_absent)
 
     @property
     def id(self) -> str:
@@ -418,6 +423,7 @@ def expand(
         recipe=recipe.model_dump(),
         cache=pair.cache.model_dump() if pair.cache and spec.links and spec.cache else None,
         companions=spec.companions if teacher is None else {},
+        loop={**pair.loop, **spec.loop} if teacher is None else {},
     )
     return parse(RunConfig, value, f"run {name} of {pair.benchmark}/{pair.pair}")
 

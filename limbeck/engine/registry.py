@@ -111,6 +111,7 @@ DATASETS = LimbeckRegistry("dataset", ("data",))
 METRICS = LimbeckRegistry("metric", ("metrics",))
 ADAPTERS = LimbeckRegistry("adapter", ("adapter",))
 STRATEGIES = LimbeckRegistry("strategy", ("strategies",))
+LOOPS = LimbeckRegistry("loop", ("loops",))
 
 
 def require(module: str, what: str, extra: str) -> Any:

@@ -33,12 +33,13 @@ from limbeck.engine.hooks import (
     TeacherCheckHook,
     last_checkpoint,
 )
+from limbeck.engine.loop import Loop
 from limbeck.engine.mixed import MixedBatchSampler
 from limbeck.engine.output import check_output, exclusive, pick_device
 from limbeck.engine.predictions import PredictionCache
 from limbeck.engine.prepare import prepare_links
 from limbeck.engine.record import RunRecord, config_hash, write_failure, write_record
-from limbeck.engine.registry import METRICS
+from limbeck.engine.registry import LOOPS, METRICS
 from limbeck.engine.report import Ended, build_failure, build_record
 from limbeck.engine.runner import DistillRunner, build_optim_wrapper
 from limbeck.engine.weights import load_state, save_weights
@@ -54,6 +55,7 @@ class RunOptions:
     out: folder of runs; this run uses `<out>/<record id>/`.
     records: folder of records; None writes none.
     cache: folder of teacher caches.
+    teachers: folder of runs in which 'run://' weights are looked up; `out` where not given.
     latency_ms: student latency that was measured elsewhere on an idle machine; None measures after training.
     companion_latency_ms: the same of companions, by member.
     resume: go on from the last epoch of an interrupted run.
@@ -64,6 +66,7 @@ class RunOptions:
     out: Path
     records: Path | None = None
     cache: Path | None = None
+    teachers: Path | None = None
     device: str = "cpu"
     launcher: str = "none"
     threads: int | None = None
@@ -89,6 +92,8 @@ def execute(config: RunConfig, options: RunOptions) -> RunRecord | None:
     rank, world = _rank_world()
     folder = options.out / config.id
     cost.set_threads(options.threads)
+    if config.loop and world > 1:
+        raise ConfigError(f"{config.method} is a loop of runs, which one process makes; use --launcher none")
     if rank:
         return _train(config, options, folder, device, world)
     check_output(folder)
@@ -96,6 +101,8 @@ def execute(config: RunConfig, options: RunOptions) -> RunRecord | None:
         check_output(options.records)
     with exclusive(folder):
         try:
+            if config.loop:
+                return cast(Loop, LOOPS.make(config.loop)).run(config, options, folder)
             return _train(config, options, folder, device, world)
         except TrainingStopped as error:
             if options.records is not None:
@@ -110,7 +117,7 @@ def _train(config: RunConfig, options: RunOptions, folder: Path, device: torch.d
         raise ConfigError(f"{config.method} has links, and recipe.epochs=0 trains nothing; set 1 or more")
     peak = cost.PeakMemory(device)
     model_cfg = {k: v for k, v in config.model.items() if k != "type"}
-    model = Distiller(**deepcopy(model_cfg), seed=config.seed, runs=options.out)
+    model = Distiller(**deepcopy(model_cfg), seed=config.seed, runs=options.teachers or options.out)
     if config.recipe.channels_last:
         model = cast(Distiller, model.to(memory_format=torch.channels_last))
     loader = train_loader(config, world, rank)

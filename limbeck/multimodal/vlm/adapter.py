@@ -93,6 +93,14 @@ class VLMAdapter(PixelAdapter):
             found["logits"] = model(inputs).float()
         return [{name: value.detach().cpu() for name, value in found.items() if value is not None}]
 
+    def embed(self, model: nn.Module, inputs: Any) -> tuple[Tensor, Tensor]:
+        """Probabilities (B, K) that a `DualHead` answers with, and its pooled features (B, d)."""
+        if not isinstance(model, DualHead):
+            return super().embed(model, inputs)
+        features = model.features(inputs)
+        logits = model.mix(model.ce_head(features), model.kd_logits(features))
+        return logits.float().softmax(1), features.float()
+
     def example(self, deploy: nn.Module) -> Batch:
         """Two black images, one with label 0 and one unlabelled."""
         _, size = input_of(deploy)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from copy import copy
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -134,6 +135,23 @@ class PartlyLabelled(ViewDataset):
             dice = sample_uniforms(seed, 0, self._images[members], 1)[:, 0]
             chosen.append(members[np.argsort(dice, kind="stable")[:shots]])
         return np.sort(np.concatenate(chosen))
+
+    @property
+    def pool_ids(self) -> np.ndarray:
+        """(N,) places of the pool's images in the wrapped set, rising."""
+        return self._images
+
+    @property
+    def files(self) -> list[str] | None:
+        """Names of the pool's files, in order of ids; None where images are no files."""
+        names = getattr(self._base, "files", None)
+        return None if names is None else [names[i] for i in self._images]
+
+    @property
+    def paths(self) -> list[Path] | None:
+        """The pool's files; None where images are no files."""
+        names, root = self.files, getattr(self._base, "root", None)
+        return None if names is None or root is None else [Path(root) / name for name in names]
 
     @property
     def images_hash(self) -> str:
