@@ -40,6 +40,7 @@ def row_blocks(
     Yields: the place in `ids`, and a fresh contiguous array (rows, D) that the caller may change.
     """
     step = rows or block_rows(values.shape[1], np.dtype(dtype).itemsize)
+    values = values.view(np.ndarray)  # a memmap makes a memmap of every block, which takes as long as a small block
     for start in range(0, len(ids), step):
         where = slice(start, min(start + step, len(ids)))
         block = np.ascontiguousarray(values[ids[where]])

@@ -64,12 +64,13 @@ def write_sheet(
             dict(id=i, file=name, suggestion=guess, probability=probability, twins=twins.get(i, []))
             | dict(uri=data_uri(small), width=small.width, height=small.height, tiny=max(small.size) <= PIXELATED)
         )
-    with atomic_path(page) as temporary:
-        temporary.write_text(_render(cells, list(classes), alike), encoding="utf-8")
-    with atomic_path(labels) as temporary, open(temporary, "w", encoding="utf-8-sig", newline="") as file:
-        table = csv.writer(file, lineterminator="\n")
-        table.writerow(COLUMNS)
-        table.writerows([cell[column] for column in COLUMNS[:-1]] + [""] for cell in cells)
+    text = _render(cells, list(classes), alike)
+    with atomic_path(page) as new_page, atomic_path(labels) as new_labels:  # both are renamed, or none
+        new_page.write_text(text, encoding="utf-8")
+        with open(new_labels, "w", encoding="utf-8-sig", newline="") as file:
+            table = csv.writer(file, lineterminator="\n")
+            table.writerow(COLUMNS)
+            table.writerows([cell[column] for column in COLUMNS[:-1]] + [""] for cell in cells)
     return Sheet(labels, page, alike)
 
 

@@ -51,11 +51,15 @@ class Euclidean(Space):
 
     def __init__(self, table: np.ndarray, prepare: Callable[[np.ndarray], np.ndarray] | None = None) -> None:
         self.table, self.prepare = table, prepare
+        self.norms = np.full(len(table), np.nan, np.float32)  # squared; each worked out at its row's first reading
 
     def rows(self, ids: np.ndarray) -> Iterator[tuple[slice, Points]]:
         for where, block in row_blocks(self.table, ids):
             x = block if self.prepare is None else self.prepare(block)
-            yield where, (x, squared_norms(x))
+            n = self.norms[ids[where]]
+            if np.isnan(n).any():
+                self.norms[ids[where]] = n = squared_norms(x)
+            yield where, (x, n)
 
     def squared(self, block: Points, centres: Points, below: np.ndarray | float) -> np.ndarray:
         (x, n), (c, m) = block, centres

@@ -175,32 +175,36 @@ class Largest(TorchDispatchMode):
         return found
 
 
-@pytest.mark.parametrize(
-    "config",
-    [dict(type="PCoreSet"), dict(type="Entropy"), dict(type="Margin"), dict(type="BADGE")],
-    ids=lambda c: c["type"],
-)
-def test_a_large_file_is_never_copied_whole(config: dict[str, Any], tmp_path: Path) -> None:
-    images, classes = 40_000, 200
-    table = np.lib.format.open_memmap(tmp_path / "p.npy", "w+", np.float16, (images, classes))
-    rng = np.random.default_rng(0)
-    for start in range(0, images, 1000):
-        made = rng.random((1000, classes), np.float32) ** 8
-        table[start : start + 1000] = made / made.sum(1, keepdims=True)
-    table.flush()
-    mapped = np.load(tmp_path / "p.npy", mmap_mode="r")
-    features = np.lib.format.open_memmap(tmp_path / "f.npy", "w+", np.float16, (images, 4))
-    features[:] = rng.random((images, 4))
-    labelled = np.arange(0, images, 400)
-    ids = dict(labelled=labelled, labels=labelled % classes, unlabelled=np.setdiff1d(np.arange(images), labelled))
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Pool:
+    """40,000 × 200 probabilities and a few features in files of half precision."""
+    folder, rng = tmp_path_factory.mktemp("large"), np.random.default_rng(0)
+    logits = rng.random((40_000, 200), np.float32)
+    logits *= logits
+    np.save(folder / "p.npy", (logits / logits.sum(1, keepdims=True)).astype(np.float16))
+    np.save(folder / "f.npy", rng.random((40_000, 4), np.float32).astype(np.float16))
+    labelled = np.arange(0, 40_000, 400)
+    return Pool(
+        probabilities=np.load(folder / "p.npy", mmap_mode="r"),
+        features=np.load(folder / "f.npy", mmap_mode="r"),
+        labelled=labelled,
+        labels=labelled % 200,
+        unlabelled=np.setdiff1d(np.arange(40_000), labelled),
+    )
+
+
+@pytest.mark.parametrize("name", ["PCoreSet", "Entropy", "Margin", "BADGE", "ClassBalanced"])
+def test_a_large_file_is_never_copied_whole(name: str, large: Pool) -> None:
+    config = dict(type=name)
     strategy = STRATEGIES.make(config)
     with Largest():
         strategy.choose(grid_pool(0), 4, seed=0)  # imports are done, and none of this run's memory
     tracemalloc.start()
     with Largest() as largest:
-        strategy.choose(Pool(probabilities=mapped, features=features, **ids), 4, seed=0)
+        parts = ("probabilities", "features", "labelled", "labels", "unlabelled")
+        strategy.choose(Pool(**{part: getattr(large, part) for part in parts}), 4, seed=0)  # its checks count too
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    whole = images * classes * 4  # 32 MB in float32
+    whole = 40_000 * 200 * 4  # bytes in float32
     assert peak < whole / 4, peak
     assert largest.bytes < whole / 16
