@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from limbeck.engine.adapter import Batch, Forward, class_mismatch, once
 from limbeck.engine.cost import evaluating
 from limbeck.engine.data import UNLABELLED
-from limbeck.engine.pixels import PixelAdapter, input_of
+from limbeck.engine.pixels import PixelAdapter, PixelPreprocessor, input_of, resized
 from limbeck.engine.registry import ADAPTERS
 from limbeck.errors import ConfigError
 from limbeck.multimodal.vlm.knobs import search_knobs
@@ -57,6 +57,16 @@ class VLMAdapter(PixelAdapter):
         self.label_smoothing = label_smoothing
         self.joint_batch = joint_batch
         self.search = search
+
+    def preprocessor(self, deploy: nn.Module) -> PixelPreprocessor:
+        """Normalises for `deploy`; the size stays the data set's, for the teacher may want more pixels."""
+        return PixelPreprocessor(*input_of(deploy), resizes=False)
+
+    def member_inputs(self, batch: Batch, deploy: nn.Module, member: nn.Module) -> Tensor:
+        """The batch normalised and sized for `member`; the deployed one is resized here as well."""
+        if member is deploy:
+            return resized(batch.inputs, input_of(deploy)[1][1:])
+        return super().member_inputs(batch, deploy, member)
 
     def batch(self, inputs: Any, data_samples: Any) -> Batch:
         """Targets are the labels (B,), -1 where there is none."""

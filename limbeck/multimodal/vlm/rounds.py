@@ -206,7 +206,9 @@ def tables_of(
     tables: dict[str, np.ndarray] = {}
     start = 0
     for data in loader:
-        inputs = cast(dict[str, Any], ready(data, False))["inputs"]
+        given = cast(dict[str, Any], ready(data, False))
+        batch = adapter.batch(given["inputs"], given["data_samples"])
+        inputs = adapter.member_inputs(batch, model, model)
         probabilities, features = adapter.embed(model, inputs)
         found = {"probabilities": probabilities, "features": features}
         for name in sorted(needs):
