@@ -1,9 +1,9 @@
 """CIFAR-10 as JPEG copy, 32×32, a pool of 10,000 images of which a few a class are labelled.
 
-The teacher is zero-shot: EfficientNet-Lite2 and MiniLM, joined by a map that has not seen these images; it looks at them
-enlarged to 160 pixels. Its logits of four augmented views of each image are computed once, for all runs. Students are
-ResNet-8, from random weights; updates are counted, 6 epochs of 50 steps. Rate, λ and temperature are a first choice and
-were not varied.
+The teacher is zero-shot: EfficientNet-Lite2 and MiniLM, joined by a map that has not seen these images; it looks at
+them enlarged to 160 pixels. Its logits of four augmented views of each image are computed once, for all runs. Students
+are ResNet-8, from random weights; updates are counted, 6 epochs of 50 steps. Rate, λ and temperature are a first choice
+and were not varied.
 """
 
 from limbeck.multimodal.vlm.configs._base_.parts import few_labels as _few_labels
