@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from limbeck.engine.registry import require
@@ -21,7 +22,7 @@ HUB, FOLDER = "hf-hub:", "local-dir:"  # open_clip's schemes, which bring their 
 # A text tower of no account: open_clip builds none without one, and the real one may be larger than the image's.
 _NO_TEXT = dict(context_length=4, vocab_size=8, width=8, heads=1, layers=1)
 # What open_clip raises where a download or a file of weights fails.
-_BROKEN = (OSError, RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError)
+_BROKEN = (OSError, RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError, SafetensorError)
 
 
 def open_clip() -> Any:

@@ -21,14 +21,13 @@ def scale_by_nll(cosines: Tensor, labels: Tensor) -> float:
     Raises: ConfigError when there are none, or none is needed: fewer than two classes.
     """
     from scipy.optimize import minimize_scalar
-    from scipy.special import logsumexp
+    from scipy.special import log_softmax
 
     values = _checked(cosines)
     rows, right = np.arange(len(values)), labels.cpu().numpy()
 
     def nll(log_scale: float) -> float:
-        logits = math.exp(log_scale) * values
-        return float((logsumexp(logits, axis=1) - logits[rows, right]).mean())
+        return -float(log_softmax(math.exp(log_scale) * values, axis=1)[rows, right].mean())
 
     found: Any = minimize_scalar(nll, bounds=(math.log(LOW), math.log(HIGH)), method="bounded")
     return math.exp(found.x)

@@ -127,7 +127,7 @@ def evaluate_zero_shot(
     images = torch.bincount(labels, minlength=len(names)).tolist()
     correct = torch.bincount(labels[right], minlength=len(names)).tolist()
     low, high = wilson_interval(sum(correct), len(labels))
-    source = dataset.dataset if isinstance(dataset, Subset) else dataset
+    source = _whole(dataset)
     return ZeroShotResult(
         model=dict(config or {}),
         dataset=str(source.name),
@@ -139,6 +139,10 @@ def evaluate_zero_shot(
         high=high,
         classes=[ClassFigure(*facts) for facts in zip(names, images, correct)],
     )
+
+
+def _whole(dataset: Any) -> Any:
+    return dataset.dataset if isinstance(dataset, Subset) else dataset
 
 
 class _Subset(Subset):
@@ -199,7 +203,7 @@ def class_names(dataset: Any, names: str | Path | None = None) -> list[str]:
 
     Raises: ConfigError when the file has fewer or more names than the data set has classes.
     """
-    own = list((dataset.dataset if isinstance(dataset, Subset) else dataset).classes)
+    own = list(_whole(dataset).classes)
     if names is None:
         return own
     found = read_names(names)
