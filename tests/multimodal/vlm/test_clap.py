@@ -17,7 +17,7 @@ from limbeck.multimodal.vlm.clap import (
     initial_prototypes,
     lr_factor,
 )
-from tests.multimodal.vlm.toys import toy_features, toy_teacher
+from tests.multimodal.vlm.toy_teachers import toy_features, toy_teacher
 
 
 def test_starts_as_the_zero_shot_teacher():

@@ -9,7 +9,7 @@ import torch
 from limbeck.engine.weights import load_into, save_weights
 from limbeck.errors import ShapeMismatch
 from limbeck.multimodal.vlm.classifier import ZeroShotClassifier
-from tests.multimodal.vlm.toys import toy_teacher
+from tests.multimodal.vlm.toy_teachers import toy_teacher
 
 
 def test_logits_are_the_formula():

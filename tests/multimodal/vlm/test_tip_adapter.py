@@ -16,7 +16,7 @@ from limbeck.multimodal.vlm.tip_adapter import (
     search_alpha_beta,
     search_grid,
 )
-from tests.multimodal.vlm.toys import toy_features, toy_teacher
+from tests.multimodal.vlm.toy_teachers import toy_features, toy_teacher
 
 QUICK = dict(epochs=3, alphas=[0.5, 1.0, 2.0], betas=[0.5, 1.0, 5.0])
 

@@ -21,7 +21,7 @@ from limbeck.multimodal.vlm.zero_shot import (
     teacher_config,
     wilson_interval,
 )
-from tests.multimodal.vlm.toys import toy_teacher
+from tests.multimodal.vlm.toy_teachers import toy_teacher
 
 
 @pytest.mark.parametrize(("correct", "images"), [(0, 5), (5, 5), (143, 300), (1, 1)])
