@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from limbeck import __version__
-from limbeck.cli import active, bench, data, leaderboard, run, search, zoo
+from limbeck.cli import active, bench, data, leaderboard, run, search, zero_shot, zoo
 
 app = typer.Typer(
     name="limbeck",
@@ -26,6 +26,7 @@ app.command("train")(run.train)
 app.command("demo")(bench.demo)
 app.command("reproduce")(bench.reproduce)
 app.command("search")(search.search)
+app.command("zero-shot")(zero_shot.zero_shot)
 app.command("doctor")(run.doctor)
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.engine.inputs import Normalization, Stat, describe
-from limbeck.engine.lite_weights import LITE_WEIGHTS, read_lite_weights
+from limbeck.engine.lite_weights import LITE_MEAN, LITE_STD, LITE_WEIGHTS, read_lite_weights
 from limbeck.engine.registry import MODELS
 from limbeck.errors import ConfigError, UnknownName
 from limbeck.vision._cifar10_weights import read_cifar10_weights
@@ -153,9 +153,6 @@ def MLPMixer(  # noqa: N802 - configs name it as a class
 
 
 # --- EfficientNet-Lite ---
-
-# The TensorFlow originals take (pixel - 127) / 128.
-LITE_MEAN, LITE_STD = 127 / 255, 128 / 255
 
 
 @MODELS.register_module()
