@@ -9,9 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
+from torch import Tensor, nn
+
 from limbeck.engine.inputs import describe
 from limbeck.engine.lite_weights import LITE_MEAN, LITE_STD
-from limbeck.engine.registry import MODELS
+from limbeck.engine.pixels import input_of
+from limbeck.engine.registry import DATASETS, MODELS
 from limbeck.errors import ConfigError
 from limbeck.multimodal.vlm._joined import JOINED_DIM, JOINED_SCALE, LiteTower, joined_encoder, read_map
 from limbeck.multimodal.vlm._open_clip import check_tag, empty_visual, image_facts, image_side, load_towers
@@ -37,13 +40,15 @@ from limbeck.multimodal.vlm.text import (
 )
 from limbeck.multimodal.vlm.tip_adapter import TipAdapterF
 
-__all__ = ["ZeroShot", "ZeroShotJoined", "ZeroShotTiny", "clap_model", "tip_adapter_model"]
+__all__ = ["CLIPTower", "ZeroShot", "ZeroShotJoined", "ZeroShotTiny", "clap_model", "tip_adapter_model"]
+
+Classes = Sequence[str] | Mapping[str, Any]
 
 
 @MODELS.register_module()
 def ZeroShot(  # noqa: N802 - configs name it as a class
     model: str,
-    classes: Sequence[str],
+    classes: Classes,
     tag: str | None = None,
     templates: str | Sequence[str] = "photo",
     text_average: TextAverage = "normalised",
@@ -57,7 +62,7 @@ def ZeroShot(  # noqa: N802 - configs name it as a class
 
     Args:
         model: open_clip's name, 'hf-hub:ORG/REPO' or 'local-dir:FOLDER'.
-        classes: K names, in the order of labels.
+        classes: K names, in the order of labels; or a data set's config, whose names are taken.
         tag: of open_clip's weights, or a file of weights; none for a hub's or a folder's model, which has its own. A
             file of OpenAI's weights wants the model's '-quickgelu' name; their tag finds the activation itself.
         templates: prompts with '{}', or the name of a data set's.
@@ -67,6 +72,7 @@ def ZeroShot(  # noqa: N802 - configs name it as a class
     Raises: ExtraMissing; UnknownName for a model or tag; ConfigError for classes, templates, or a tag that is missing;
         DataMissing for weights that cannot be fetched; CorruptFile for those that do not fit.
     """
+    classes = _names(classes)
     class_prompts(classes, templates)  # mistakes are told before gigabytes are read
     facts = image_facts(model, tag)
     if pretrained:
@@ -77,6 +83,43 @@ def ZeroShot(  # noqa: N802 - configs name it as a class
     else:
         made = ZeroShotClassifier(empty_visual(facts), facts.dim, len(check_classes(classes)))
     return _described(made, facts.mean, facts.std, (3, *image_side(made.image)))
+
+
+@MODELS.register_module()
+class CLIPTower(nn.Module):
+    """An open_clip model's image tower as backbone of a `DualHead`: images to embeddings (B, d), not normalised.
+
+    Args:
+        model, tag, templates, classes, pretrained: see `ZeroShot`; `classes` and `templates` are for heads that start
+            from text (`init='text'` or 'text_raw').
+    Raises: as `ZeroShot`.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        classes: Classes,
+        tag: str | None = None,
+        templates: str | Sequence[str] = "photo",
+        text_average: TextAverage = "normalised",
+        pretrained: bool = True,
+    ) -> None:
+        super().__init__()
+        whole = ZeroShot(model, classes, tag, templates, text_average, pretrained=pretrained)
+        self.image = whole.image
+        self._text = whole.text.T.clone(), whole.text_norms.clone()  # no buffers: heads that start from it keep it
+        normalization, size = input_of(whole)
+        describe(self, normalization.mean, normalization.std, size)
+
+    def text_classifier(self, raw: bool = False) -> Tensor:
+        """Rows (K, d) of length 1; `raw` leaves them the length that the average over prompts has."""
+        text, norms = self._text
+        return text * norms[:, None] if raw else text
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, 3, H, W) to (B, d)."""
+        found = self.image(x)
+        return found[0] if isinstance(found, tuple) else found
 
 
 @MODELS.register_module()
@@ -172,6 +215,12 @@ def _inner(zero_shot: Mapping[str, Any], pretrained: bool) -> ZeroShotClassifier
     if not isinstance(found, ZeroShotClassifier):
         raise ConfigError(f"zero_shot is a zero-shot teacher such as ZeroShot; got {zero_shot.get('type')!r}")
     return found
+
+
+def _names(classes: Classes) -> Sequence[str]:
+    if not isinstance(classes, Mapping):
+        return classes
+    return DATASETS.make(classes, where="as classes of a teacher").classes
 
 
 def _encode(

@@ -213,3 +213,26 @@ def test_weights_that_cannot_be_fetched(monkeypatch):
     monkeypatch.setattr("open_clip.factory.download_pretrained", fail)
     with pytest.raises(DataMissing, match="no route to host; fetch the file elsewhere"):
         MODELS.make(dict(type="ZeroShot", model="RN50", tag="openai", classes=CLASSES))
+
+
+def test_class_names_may_be_a_data_sets(weights):
+    named = MODELS.make(config(weights, classes=dict(type="Digits", split="test")))
+    assert named.text.shape == (12, 10)
+    digits = MODELS.make(config(weights, classes=[str(i) for i in range(10)]))
+    torch.testing.assert_close(named.text, digits.text)
+
+
+def test_student_that_starts_from_its_own_text_is_the_zero_shot_classifier(weights):
+    """100 (W n(f) + 0), with rows W of length 1, is the teacher's logits at s = 100."""
+    backbone = dict(type="CLIPTower", model=NAME, tag=str(weights), classes=CLASSES, templates=TEMPLATES)
+    student = MODELS.make(dict(type="DualHead", backbone=backbone, num_classes=3, kd_head="cosine", init="text")).eval()
+    teacher = MODELS.make(config(weights, logit_scale=100.0)).eval()
+    x = pixels()
+    with torch.no_grad():
+        features = student.features(x)
+        torch.testing.assert_close(student.kd_logits(features), teacher(x), rtol=1e-4, atol=1e-4)
+        raw = student.backbone.text_classifier(raw=True)
+        torch.testing.assert_close(torch.nn.functional.normalize(raw, dim=1), student.ce_head.weight)
+    assert not torch.allclose(raw.norm(dim=1), torch.ones(3))
+    assert student.input_size == teacher.input_size
+    assert not [k for k in student.state_dict() if "text" in k]
