@@ -44,8 +44,9 @@ class VLMAdapter(PixelAdapter):
         label_smoothing: of the cross entropy, in [0, 1).
         joint_batch: one pass over all rows, whatever is tapped, as the official ImageNet script has it; for students
             without batch norm.
-        search: choose a dual head's α and β on the validation split, as `search_knobs` does; False leaves those of the
-            student's config.
+        search: choose a dual head's α and β on the validation split, as `search_knobs` does, of the epoch that the
+            recipe's `selection` keeps: with 'best_val' epoch and knobs are chosen together, as in the paper's few-shot
+            runs. False leaves those of the student's config.
     """
 
     offers = ("logits", "kd_logits", "labelled_kd_logits", "features")

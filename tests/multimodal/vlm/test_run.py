@@ -218,6 +218,27 @@ def test_batches_of_a_run_hold_both_parts(tmp_path):
     assert [len(h["inputs"]) for h in halves] == [6, 6]
 
 
+class Seen(Hook):
+    """Keeps the ids of every batch."""
+
+    def __init__(self) -> None:
+        self.ids: list[list[int]] = []
+
+    def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
+        self.ids.append(data_batch["data_samples"]["ids"].tolist())
+
+
+def test_every_epoch_has_its_own_batches(tmp_path):
+    run, seen = tones_run(tmp_path, "plain", seed=2), Seen()
+    execute(run, options(tmp_path, hooks=[seen]))
+    sampler, expected = train_loader(run).batch_sampler, []
+    for epoch in range(4):
+        sampler.set_epoch(epoch)
+        expected += list(sampler)
+    assert seen.ids == expected
+    assert len({tuple(ids) for ids in expected}) == 12
+
+
 def test_mixed_options_are_of_partly_labelled_sets(tmp_path):
     with pytest.raises(ConfigError, match="which tones is not; leave them out, or wrap it in PartlyLabelled"):
         train_loader(tones_run(tmp_path, data=dict(TONES, train=dict(type="Tones", split="train"))))

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from limbeck.engine.evaluate import without_pretrained
 from limbeck.engine.registry import MODELS
 from limbeck.errors import ConfigError
 from limbeck.multimodal.vlm.students import DualHead
@@ -114,6 +115,20 @@ def test_backbones_lose_their_own_classifier(backbone, width):
 def test_what_cannot_be_built_is_refused(changes, said):
     with pytest.raises(ConfigError, match=said):
         make(**changes)
+
+
+def test_a_backbones_weights_are_not_fetched_where_others_come_next():
+    config = {**student(), "backbone": dict(type="timm", model="resnet18", pretrained=True)}
+    found = without_pretrained(config)
+    assert found == {**config, "backbone": {**config["backbone"], "pretrained": False}}
+    assert without_pretrained(student()) == student()
+
+
+@pytest.mark.parametrize("kd_head", [None, "cosine"])
+def test_students_are_exported_whole(kd_head):
+    model, x = make(kd_head=kd_head).eval(), torch.randn(3, 1, 8, 8)
+    exported = torch.export.export(model, (x,)).module()
+    torch.testing.assert_close(exported(x), model(x))
 
 
 def test_a_backbone_that_gives_maps_is_refused(monkeypatch):

@@ -2,7 +2,8 @@
 
 The teacher is a CLIP of digits that 40 % wrong captions have taught, on digits that no student sees: biased and
 imperfect, as a zero-shot teacher is. Updates are counted, not passes over the labelled images: 10 epochs of 30 steps
-with 32 labelled and 64 unlabelled ones.
+with 32 labelled and 64 unlabelled ones. Images come in 8 augmented views, whose teacher logits are cached for every
+method, seed and number of labels.
 """
 
 from limbeck.multimodal.vlm.configs._base_.parts import few_labels as _few_labels
@@ -10,7 +11,7 @@ from limbeck.multimodal.vlm.configs._base_.parts import few_labels as _few_label
 task = "vlm-classification"
 benchmark_version = 1
 
-_train = dict(type="Digits", augment=dict(pad=1), views=0, limit=781)  # the others are the teacher's
+_train = dict(type="Digits", augment=dict(pad=1), views=8, limit=781)  # the others are the teacher's
 data = dict(
     train=dict(type="PartlyLabelled", split="train", of=_train, shots=4, shots_seed="run"),
     val=dict(type="Digits", split="val"),
@@ -33,4 +34,5 @@ recipe = dict(
     ],
 )
 teacher_recipe = dict(epochs=0)  # zero-shot: evaluated, not trained
+cache = dict(dtype="float16")
 methods = _few_labels(student)
