@@ -31,8 +31,8 @@ class VLMAdapter(PixelAdapter):
     """Classifiers on batches of which some rows have the label -1, unlabelled.
 
     The cross entropy is the mean over the labelled rows. Offers, of all rows in the batch's order: `features` (B, d) of
-    a `DualHead`, `logits` (B, K), and `kd_logits` (B, K), the KD head's where there is one, else `logits`;
-    `labelled_kd_logits` (B_l, K) are those of the labelled rows alone.
+    a `DualHead` or a vision-language teacher, `logits` (B, K), and `kd_logits` (B, K), of the KD head where there is
+    one, else `logits`. `labelled_features` (B_l, d) and `labelled_kd_logits` (B_l, K) are of the labelled rows alone.
 
     A trained member sees labelled and unlabelled rows in passes of their own, so that batch norm keeps their statistics
     apart, and the unlabelled ones only where a link taps what needs them: a plain student, or one whose links all have
@@ -49,7 +49,7 @@ class VLMAdapter(PixelAdapter):
             runs. False leaves those of the student's config.
     """
 
-    offers = ("logits", "kd_logits", "labelled_kd_logits", "features")
+    offers = ("logits", "kd_logits", "labelled_kd_logits", "features", "labelled_features")
 
     def __init__(self, label_smoothing: float = 0.0, joint_batch: bool = False, search: bool = False) -> None:
         if not 0.0 <= label_smoothing < 1.0:
@@ -175,26 +175,45 @@ class _Apart:
         self.whole: Callable[[], Tensor] = once(whole, inputs.device.type)
 
 
+def _in_two_steps(model: nn.Module) -> bool:
+    """Whether its logits are made of the features that it offers: a `DualHead`, or a vision-language teacher."""
+    return isinstance(model, DualHead) or all(callable(getattr(model, n, None)) for n in ("features", "classify"))
+
+
 def _trunk(model: nn.Module, inputs: Tensor) -> Tensor:
-    """What a model's heads read: a `DualHead`'s features, any other classifier's logits."""
-    return model.features(inputs) if isinstance(model, DualHead) else model(inputs)
+    """What a model's heads read: the features of one in two steps, any other classifier's logits."""
+    return cast(Any, model).features(inputs) if _in_two_steps(model) else model(inputs)
 
 
 def _ce(model: nn.Module, read: Tensor) -> Tensor:
-    return model.ce_head(read) if isinstance(model, DualHead) else read
+    if isinstance(model, DualHead):
+        return model.ce_head(read)
+    return cast(Any, model).classify(read) if _in_two_steps(model) else read
 
 
 def _offers(model: nn.Module, passes: _Together | _Apart, inputs: Tensor) -> dict[str, Any]:
     device = inputs.device.type
     offers: dict[str, Any] = {"logits": once(lambda: _ce(model, passes.whole()), device)}
     if isinstance(model, DualHead):
-        offers["features"] = passes.whole
         offers["kd_logits"] = once(lambda: model.kd_logits(passes.whole()), device)
         offers["labelled_kd_logits"] = once(lambda: model.kd_logits(passes.labelled), device)
+    else:
+        offers["kd_logits"] = offers["logits"]
+        offers["labelled_kd_logits"] = once(lambda: _ce(model, passes.labelled), device)
+    if _in_two_steps(model):
+        offers["features"], offers["labelled_features"] = passes.whole, lambda: passes.labelled
         return offers
-    offers["kd_logits"] = offers["logits"]
-    offers["labelled_kd_logits"] = lambda: passes.labelled
     make = getattr(model, "features", None)  # of a frozen teacher, whose logits are made of more than it offers
-    if callable(make):
-        offers["features"] = once(lambda: make(inputs), device)
+    offers["features"] = once(lambda: make(inputs), device) if callable(make) else _refuse(model, "features")
+    offers["labelled_features"] = _refuse(model, "labelled_features")
     return offers
+
+
+def _refuse(model: nn.Module, tap: str) -> Callable[[], Any]:
+    def refuse() -> Any:
+        raise ConfigError(
+            f"{type(model).__name__} offers no {tap!r}; tap one of its modules, or take a DualHead student or a "
+            "vision-language teacher"
+        )
+
+    return refuse

@@ -14,6 +14,7 @@ from limbeck.engine.registry import ADAPTERS, DATASETS, MODELS
 from limbeck.errors import ConfigError
 from limbeck.multimodal.vlm.adapter import VLMAdapter
 from limbeck.multimodal.vlm.knobs import search_knobs
+from tests.multimodal.vlm.clip_toys import zero_shot
 from tests.multimodal.vlm.toys import LinearClassifier, distiller, mixed_batch, student
 
 LABELS = (0, -1, 2, -1, -1, 1)
@@ -58,6 +59,7 @@ def test_offers_are_of_all_rows_in_the_batchs_order(joint):
         logits=model.ce_head(features),
         kd_logits=model.kd_head(features),
         labelled_kd_logits=model.kd_head(features[ROWS]),
+        labelled_features=features[ROWS],
     )
     assert set(found.offers) == set(VLMAdapter.offers) == set(expected)
     for name, value in expected.items():
@@ -118,13 +120,26 @@ def test_batches_of_one_kind_are_one_pass():
     assert found.offers["labelled_kd_logits"]().shape == (0, 3)
 
 
+def test_a_vision_language_teacher_gives_features_and_logits_in_one_pass():
+    model, batch = zero_shot(), mixed_batch(LABELS)
+    found = VLMAdapter().forward(model, batch.inputs, batch, with_loss=False).offers
+    features = found["features"]()
+    torch.testing.assert_close(found["logits"](), model.logit_scale * features @ model.text)
+    torch.testing.assert_close(found["labelled_features"](), features[ROWS])
+    torch.testing.assert_close(found["labelled_kd_logits"](), found["kd_logits"]()[ROWS])
+    assert model.calls == [6]
+    torch.testing.assert_close(features, model.features(batch.inputs))
+
+
 def test_a_teacher_runs_all_rows_at_once_and_any_classifier_can_be_trained():
     torch.manual_seed(0)
     model, batch = LinearClassifier(), mixed_batch(LABELS)
     found = VLMAdapter().forward(model, batch.inputs, batch, with_loss=False)
     assert (model.calls, found.losses) == ([6], {})
     torch.testing.assert_close(found.offers["logits"](), model(batch.inputs))
-    assert "features" not in found.offers
+    for name in ("features", "labelled_features"):
+        with pytest.raises(ConfigError, match=f"LinearClassifier offers no '{name}'"):
+            found.offers[name]()
     model.calls.clear()
     trained = VLMAdapter().forward(model, batch.inputs, batch, with_loss=True)
     assert model.calls == [3]
