@@ -50,7 +50,7 @@ def test_settings_are_the_papers(name):
         for method in pair.method_names():
             LOOPS.make(expand(pair, method, 0).loop)
         kinds = {expand(pair, m, 0).loop["strategy"]["type"] for m in pair.method_names()}
-        assert kinds == set(STRATEGIES.names())
+        assert kinds == {name for name in STRATEGIES.names() if not name.startswith("_")}  # a test's own are left out
     elif not small:
         assert dho.student is not None
         assert (dho.student["init"], dho.student["kd_head"]) == ("text", "cosine")

@@ -86,7 +86,8 @@ def test_shipped_digits_configs_train_teacher_ce_and_dho(tmp_path):
     pair = pair.model_copy(update=dict(recipe=recipe, teacher_recipe=teacher_recipe, data=data))
     teacher = execute(expand(pair, "teacher", 0), options(tmp_path))
     assert (teacher.recipe.epochs, teacher.recipe.steps, teacher.cost.samples_seen) == (0, 0, 0)
-    assert (teacher.data.train_samples, teacher.student.parameters) == (1078, 269434)
+    assert teacher.data.train_samples == 781
+    assert 50 < teacher.metrics["top1"] < 75  # zero-shot, taught by wrong captions
     given = dict(teacher_weights=f"run://{teacher.id}", teacher_metric=teacher.val_metrics["top1"])
     plain = execute(expand(pair, "plain", 1), options(tmp_path))
     dho = execute(expand(pair, "DHO", 1, **given), options(tmp_path))
