@@ -115,7 +115,7 @@ def test_both_shipped_configs_differ_in_shots_alone():
     assert (one.data.train["shots"], four.data.train["shots"]) == (1, 4)
     assert one.methods == four.methods
     assert one.student == four.student
-    assert list(one.methods) == ["KD", "KD-labelled", "CE+KD", "DHO"]
+    assert list(one.methods) == ["KD", "KD-labelled", "CE+KD", "DHO", "CLIPFD", "CLIPCRD", "CLIPICL", "CLIPGD"]
     assert one.recipe.epochs * one.data.steps == 300
 
 
