@@ -20,7 +20,8 @@ from tests.docs.pages import ROOT, blocks, pages
 _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 _CODE = re.compile(r"`([^`\n]+)`")
 _PLACE = re.compile(r"^(?:limbeck|benchmarks|tests|docs|requirements)/[\w./-]+$")
-METHOD_PAGES = pytest.mark.parametrize("package", ["vision", "segmentation", "detection", "pointcloud", "multimodal.vlm"])
+PACKAGES = ["vision", "segmentation", "detection", "pointcloud", "multimodal.vlm"]
+METHOD_PAGES = pytest.mark.parametrize("package", PACKAGES)
 PAGES = pytest.mark.parametrize("page", pages(), ids=lambda p: p.relative_to(ROOT).as_posix())
 
 
