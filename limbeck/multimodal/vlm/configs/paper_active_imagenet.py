@@ -12,8 +12,7 @@ benchmark = "imagenet-active"
 pair = "clip_rn50-resnet50"
 title = "ImageNet: CLIP ResNet-50 → ResNet-50, 8 rounds"
 data, teacher, student, methods = _rounds("ImageNet", "imagenet", 1000).values()
-data = dict(data, batch_size=256, unlabelled_batch_size=256, steps=390)
-data["train"]["pool"] = 100000
+data = dict(data, train=dict(data["train"], pool=100000), batch_size=256, unlabelled_batch_size=256, steps=390)
 for _config in (student, *(m["student"] for m in methods.values() if "student" in m)):
     _config["backbone"]["model"] = "resnet50"
     _config.update(alpha=0.4, beta=0.5)
