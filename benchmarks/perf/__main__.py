@@ -6,6 +6,7 @@
     python -m benchmarks.perf methods --config segmentation/camvid_cnn
                                               the methods of that pair on its own data, steps alone;
                                               benchmarks/perf/steps has what was found
+    python -m benchmarks.perf selection       not among "all"; benchmarks/perf/selection.py takes sizes
 
 step    KD step ÷ (plain student step + teacher forward), ResNet pair at 64 px, whole loop included
 cache   step with a warm teacher cache ÷ plain student step, random crops and flips included
@@ -13,6 +14,7 @@ memory  peak memory ÷ (student training + teacher weights + tapped tensors)
 methods every method's step ÷ (plain student step + its teachers' forwards), batch by batch, without the loading of
         data; and its peak memory ÷ plain's
 start   heavy modules that `limbeck --help` and `import limbeck` load, and their CPU seconds
+selection  seconds a pick of PCoreSet on a file of probabilities, and peak memory
 """
 
 from __future__ import annotations
@@ -121,6 +123,14 @@ def start(rounds: int) -> dict[str, Any]:
     return found
 
 
+def selection(rounds: int) -> dict[str, Any]:
+    """(e) Each round in a process of its own, at small sizes."""
+    command = [sys.executable, "-m", "benchmarks.perf.selection"]
+    found = [subprocess.run(command, capture_output=True, text=True, check=True).stdout for _ in range(rounds)]
+    cases = [json.loads(text.splitlines()[-1]) for text in found]
+    return {name: _summary([case[name] for case in cases]) for name in ("seconds_a_pick", "peak_mb")}
+
+
 def _child(case: str) -> dict[str, float]:
     command = [sys.executable, "-m", "benchmarks.perf.memory", case]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -141,7 +151,10 @@ def _summary(values: list[float]) -> dict[str, float]:
 
 def main(
     what: Annotated[
-        list[str] | None, typer.Argument(help="step, cache, memory, methods, start; all but methods by default.")
+        list[str] | None,
+        typer.Argument(
+            help="step, cache, memory, methods, start, selection; all but methods and selection by default."
+        ),
     ] = None,
     rounds: Annotated[int, typer.Option(help="Repetitions; the median counts.")] = 5,
     config: Annotated[str | None, typer.Option(help="With 'methods': a shipped pair, such as vision/digits.")] = None,
@@ -154,7 +167,7 @@ def main(
 
     Example: python -m benchmarks.perf step --rounds 7
     """
-    cases = dict(step=step, cache=cache, memory=memory, methods=methods, start=start)
+    cases = dict(step=step, cache=cache, memory=memory, methods=methods, start=start, selection=selection)
     if config is not None:
         from benchmarks.perf.loops import shipped_pair
 
@@ -163,7 +176,7 @@ def main(
         before = json.loads(out.read_text())["methods"].get(of_pair.pair, {}) if only and out.is_file() else {}
         cases = dict(methods=lambda rounds: {of_pair.pair: before | method_steps(of_pair, rounds)})
     found = {}
-    for name in what or [c for c in cases if c != "methods"]:
+    for name in what or [c for c in cases if c not in ("methods", "selection")]:
         if name not in cases:
             raise typer.BadParameter(f"{name!r} is none of {', '.join(cases)}")
         found[name] = cases[name](rounds)

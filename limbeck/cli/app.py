@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from limbeck import __version__
-from limbeck.cli import bench, data, leaderboard, run, search, zoo
+from limbeck.cli import active, bench, data, leaderboard, run, search, zero_shot, zoo
 
 app = typer.Typer(
     name="limbeck",
@@ -21,10 +21,12 @@ app.add_typer(bench.app, name="bench", help="Run benchmark suites, only what is 
 app.add_typer(leaderboard.app, name="leaderboard", help="Tables, pages, comparisons and checks from result records.")
 app.add_typer(zoo.app, name="zoo", help="Find, use and export distilled students.")
 app.add_typer(data.app, name="data", help="Get data sets and say where they are.")
+app.add_typer(active.app, name="active", help="Label your own images round by round: which ones next, and a student.")
 app.command("train")(run.train)
 app.command("demo")(bench.demo)
 app.command("reproduce")(bench.reproduce)
 app.command("search")(search.search)
+app.command("zero-shot")(zero_shot.zero_shot)
 app.command("doctor")(run.doctor)
 
 

@@ -110,6 +110,19 @@ class TaskAdapter(ABC):
     def check_data(self, deploy: nn.Module, dataset: Any) -> None:  # noqa: B027 - not every task has what to check
         """Say before the first step when the deployed member cannot be trained on a data set. Raises: ConfigError."""
 
+    def settle(self, deploy: nn.Module, loader: Any, preprocessor: nn.Module) -> None:  # noqa: B027 - few tasks have one
+        """Choose on the validation split what training leaves open, as buffers of `deploy`; before each validation.
+
+        Training must not read those buffers. Called with the loader of the split and the preprocessor of its batches.
+        """
+
+    def embed(self, model: nn.Module, inputs: Any) -> tuple[Tensor, Tensor]:
+        """Class probabilities (B, K) and features (B, d) of a batch, by which active learning chooses.
+
+        Raises: ConfigError where the task has none.
+        """
+        raise ConfigError(f"{type(self).__name__} gives no probabilities and features to choose images by")
+
     def describe(self, deploy: nn.Module, member: nn.Module) -> dict[str, Any]:
         """What decides how `member`'s input is made from the data set's pixels; part of the teacher cache's key."""
         return dict(adapter=type(self).__name__)

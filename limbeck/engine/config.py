@@ -52,6 +52,18 @@ class DataConfig(_Strict):
     batch_size: int = Field(64, gt=0)
     eval_batch_size: int = Field(250, gt=0)
     num_workers: int = Field(0, ge=0)
+    unlabelled_batch_size: int = Field(
+        0,
+        ge=0,
+        description="unlabelled images of every batch beside `batch_size` labelled ones; of a partly labelled set",
+        exclude_if=_absent,
+    )
+    steps: int = Field(
+        0,
+        ge=0,
+        description="updates an epoch of a partly labelled set; 0 is one pass over its labelled images",
+        exclude_if=_absent,
+    )
     also: dict[str, Dict] = Field(
         default_factory=dict,
         description="further test sets by name, with figures of their own; one whose files are not there is left out",
@@ -70,7 +82,7 @@ class MetricConfig(_Strict):
 class RecipeConfig(_Strict):
     """How a member is trained; the same for every method of a pair."""
 
-    epochs: int = Field(gt=0)
+    epochs: int = Field(ge=0, description="0 trains nothing: the member is evaluated as it is, as a zero-shot one is")
     optimizer: Dict = Field(default_factory=lambda: dict(type="SGD", lr=0.05, momentum=0.9, weight_decay=5e-4))
     param_scheduler: list[Dict] = Field(default_factory=list)
     clip_grad: Dict | None = None
@@ -124,6 +136,7 @@ class MethodConfig(_Strict):
         default=None,
         description="as the recipe's, and added to it, for this method alone",
     )
+    loop: Dict = Field(default_factory=dict, description="keys that differ from the pair's loop")
     same_run_as: str | None = Field(
         default=None, description="config of the pair whose method of this name also trains this pair's student"
     )
@@ -161,6 +174,9 @@ class PairConfig(_Strict):
     )
     teachers: dict[str, TeacherConfig] = Field(default_factory=dict, description="further teachers, by member name")
     cache: CacheConfig | None = None
+    loop: Dict = Field(
+        default_factory=dict, description="a run made of several runs, for students; see `limbeck.engine.loop`"
+    )
     methods: dict[str, MethodConfig]
     reported: dict[str, float] = Field(
         default_factory=dict, description="published values of the primary metric by method; shown, never ranked"
@@ -209,6 +225,7 @@ class RunConfig(_Strict):
         description="other trained members that are kept, and the pairs of their records",
         exclude_if=_absent,
     )
+    loop: Dict = Field(default_factory=dict, description="what makes several runs of this one", exclude_if=_absent)
 
     @property
     def id(self) -> str:
@@ -382,9 +399,7 @@ def expand(
     data = pair.data
     if teacher is not None and (changed := {**pair.teacher_data, **teacher.data}):
         data = parse(DataConfig, {**pair.data.model_dump(), **changed}, "teacher_data")
-    if teacher is None and pair.cache and data.train.get("augment") is not None:
-        # A cache wants one pool of views for every seed; plain and uncached methods then see that pool too.
-        data = data.model_copy(update=dict(train={"seed": 0, **data.train}))
+    data = data.model_copy(update=dict(train=_seeded(data.train, seed, cached=teacher is None and bool(pair.cache))))
     recipe = pair.recipe if teacher is None else teacher.recipe or pair.teacher_recipe or pair.recipe
     if teacher is None and spec.optimizers:
         recipe = recipe.model_copy(update=dict(optimizers=spec.optimizers))
@@ -408,8 +423,20 @@ def expand(
         recipe=recipe.model_dump(),
         cache=pair.cache.model_dump() if pair.cache and spec.links and spec.cache else None,
         companions=spec.companions if teacher is None else {},
+        loop={**pair.loop, **spec.loop} if teacher is None else {},
     )
     return parse(RunConfig, value, f"run {name} of {pair.benchmark}/{pair.pair}")
+
+
+def _seeded(train: Dict, seed: int, *, cached: bool) -> Dict:
+    """A training set's config with the seeds that the run decides.
+
+    A cache wants one pool of views for every seed; plain and uncached methods then see that pool too. Which images a
+    partly labelled set labels is drawn anew by every seed where it says shots_seed='run'.
+    """
+    if cached and any(cfg.get("augment") is not None for cfg in (train, train.get("of") or {})):
+        train = {"seed": 0, **train}
+    return {**train, "shots_seed": seed} if train.get("shots_seed") == "run" else train
 
 
 def _same_run(pair: PairConfig, method: str) -> str | None:

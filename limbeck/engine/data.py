@@ -15,16 +15,24 @@ from limbeck.errors import ConfigError, UnknownName
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
+UNLABELLED = -1  # the label of a sample whose class the training may not know
 
 
 def content_hash(name: str, split: str, *arrays: np.ndarray) -> str:
     """The sha256 of a split: name, and dtype, shape and bytes of what it holds."""
+    return content_hashes(name, split, *arrays)[-1]
+
+
+def content_hashes(name: str, split: str, *arrays: np.ndarray) -> list[str]:
+    """`content_hash` of no array, of the first, of the first two, …: one reading gives them all."""
     digest = hashlib.sha256(f"{name}|{split}".encode())
+    found = [digest.hexdigest()]
     for array in arrays:
         value = np.ascontiguousarray(array)
         digest.update(f"|{value.dtype.str}{value.shape}|".encode())
         digest.update(value.data)
-    return digest.hexdigest()
+        found.append(digest.hexdigest())
+    return found
 
 
 class ViewDataset(Dataset):
@@ -44,12 +52,17 @@ class ViewDataset(Dataset):
         name: of the data set, as records name it.
         classes: class names in the order of labels.
         content_hash: sha256 of the content and split of exactly these samples.
+        images_hash: the same without the labels; `content_hash` where the two cannot be told apart.
         views: 1 where nothing is augmented.
     """
 
     name: str
     classes: list[str]
     content_hash: str
+
+    @property
+    def images_hash(self) -> str:
+        return self.content_hash
 
     def __init__(self, split: str, *, views: int, seed: int, augment: Any) -> None:
         check_split(split, self.name)

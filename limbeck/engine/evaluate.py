@@ -114,9 +114,11 @@ def evaluate(
 
 
 def without_pretrained(model: Mapping[str, Any]) -> dict[str, Any]:
-    """A model's config for weights that come next: nothing is downloaded to be overwritten."""
+    """A model's config, and its backbone's, for weights that come next: nothing is downloaded to be overwritten."""
     named = signature(MODELS.lookup(str(model["type"]))).parameters
-    return {**model, **{key: False for key in PRETRAINED if key in named or key in model}}
+    own = {**model, **{key: False for key in PRETRAINED if key in named or key in model}}
+    inner = model.get("backbone")
+    return {**own, "backbone": without_pretrained(inner)} if isinstance(inner, Mapping) and "type" in inner else own
 
 
 def evaluate_weights(config: Mapping[str, Any], weights: str | Path, *, device: str = "cpu") -> dict[str, float]:

@@ -19,6 +19,9 @@ LITE_WEIGHTS = {
     2: ("9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d", 260),
 }
 
+# The TensorFlow originals take (pixel - 127) / 128.
+LITE_MEAN, LITE_STD = 127 / 255, 128 / 255
+
 
 def lite_file(variant: int) -> Path:
     """The packaged weight file. Raises: ExtraMissing when its package is not installed."""

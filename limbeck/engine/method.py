@@ -50,7 +50,8 @@ class LinkInputs:
 class TrainingSet:
     """What a link may learn of the training split before the first step; see `Method.prepare`.
 
-    labels: (N,) int64 by sample id; empty where samples have no single label, as in the dense tasks.
+    labels: (N,) int64 by sample id, -1 where it is hidden; empty where samples have no single label, as in the dense
+        tasks.
     classes: how many there are.
     teacher_taps: `teacher_taps(name=None)` runs a teacher of the link over the split, not augmented, in order of ids;
         yields the link's taps, labels (B,) and ids (B,), batch by batch. None is the link's first teacher.

@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from limbeck.engine.config import RunConfig
+from limbeck.engine.config import DataConfig, RunConfig
 from limbeck.engine.distiller import Distiller, isolated_rng
 from limbeck.engine.evaluate import build_dataset, eval_loader
 from limbeck.engine.method import Method, TrainingSet
@@ -25,9 +25,7 @@ def prepare_links(model: Distiller, config: RunConfig) -> None:
     wanting = [(i, link) for i, link in enumerate(model.methods()) if link.wants_data and link.weight]
     if not wanting:
         return
-    plain = config.data.model_copy(deep=True)
-    if plain.train.get("augment") is not None:
-        plain.train["augment"] = None
+    plain = unaugmented(config.data)
     dataset = build_dataset(plain, "train")
     labels = getattr(dataset, "labels", None)
     for index, link in wanting:
@@ -38,6 +36,15 @@ def prepare_links(model: Distiller, config: RunConfig) -> None:
         )
         with isolated_rng(model.seed, f"prepare {index}"):
             link.prepare(data)
+
+
+def unaugmented(data: DataConfig) -> DataConfig:
+    """The data's config with a training split that is not augmented."""
+    plain = data.model_copy(deep=True)
+    for images in (plain.train, plain.train.get("of") or {}):  # of a partly labelled set: what it wraps
+        if images.get("augment") is not None:
+            images["augment"] = None
+    return plain
 
 
 def _reader(

@@ -106,10 +106,12 @@ def accepted_keys(target: Any) -> set[str] | None:
 
 
 METHODS = LimbeckRegistry("method", ("methods",))
-MODELS = LimbeckRegistry("model", ("models",))
+MODELS = LimbeckRegistry("model", ("models", "students"))
 DATASETS = LimbeckRegistry("dataset", ("data",))
 METRICS = LimbeckRegistry("metric", ("metrics",))
 ADAPTERS = LimbeckRegistry("adapter", ("adapter",))
+STRATEGIES = LimbeckRegistry("strategy", ("strategies",))
+LOOPS = LimbeckRegistry("loop", ("loops",))
 
 
 def require(module: str, what: str, extra: str) -> Any:

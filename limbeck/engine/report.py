@@ -121,18 +121,24 @@ def build_failure(config: RunConfig, error: TrainingStopped) -> FailureRecord:
 
 def describe_model(model: torch.nn.Module, cfg: Mapping[str, Any], example: Any) -> ModelInfo:
     """Name, parameters and floating-point operations of an architecture."""
-    kind = str(cfg.get("type", type(model).__name__))
+    flops = cost.count_flops(model, example) if isinstance(example, cost.Example) else None
+    name = _network_name(cfg, type(model).__name__)
+    return ModelInfo(name=name, parameters=cost.count_parameters(model), flops=flops)
+
+
+def _network_name(cfg: Mapping[str, Any], kind: str) -> str:
+    kind = str(cfg.get("type", kind))
     said = [
         str(cfg[k]) if k == "model" else f"{k} {cfg[k]}" for k in ("model", "depth", "width", "variant") if k in cfg
     ]
-    inner = cfg.get("config")
+    inner, backbone = cfg.get("config"), cfg.get("backbone")
     if isinstance(inner, Mapping):  # an OpenMMLab config: what it is, and its backbone
         backbone = inner.get("backbone") or {}
         widths = [f"{k} {backbone[k]}" for k in ("depth", "base_channels", "widen_factor") if k in backbone]
         said = [" ".join([str(backbone.get("type", inner.get("type", ""))), *widths])]
-    name = f"{kind} ({', '.join(said)})" if said else kind
-    flops = cost.count_flops(model, example) if isinstance(example, cost.Example) else None
-    return ModelInfo(name=name, parameters=cost.count_parameters(model), flops=flops)
+    elif isinstance(backbone, Mapping):
+        said = [_network_name(backbone, ""), *said]
+    return f"{kind} ({', '.join(said)})" if said else kind
 
 
 def _example(model: Distiller, member: torch.nn.Module) -> Any:

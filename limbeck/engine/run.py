@@ -33,11 +33,13 @@ from limbeck.engine.hooks import (
     TeacherCheckHook,
     last_checkpoint,
 )
+from limbeck.engine.loop import Loop
+from limbeck.engine.mixed import MixedBatchSampler
 from limbeck.engine.output import check_output, exclusive, pick_device
 from limbeck.engine.predictions import PredictionCache
 from limbeck.engine.prepare import prepare_links
 from limbeck.engine.record import RunRecord, config_hash, write_failure, write_record
-from limbeck.engine.registry import METRICS
+from limbeck.engine.registry import LOOPS, METRICS
 from limbeck.engine.report import Ended, build_failure, build_record
 from limbeck.engine.runner import DistillRunner, build_optim_wrapper
 from limbeck.engine.weights import load_state, save_weights
@@ -53,6 +55,7 @@ class RunOptions:
     out: folder of runs; this run uses `<out>/<record id>/`.
     records: folder of records; None writes none.
     cache: folder of teacher caches.
+    teachers: folder of runs in which 'run://' weights are looked up; `out` where not given.
     latency_ms: student latency that was measured elsewhere on an idle machine; None measures after training.
     companion_latency_ms: the same of companions, by member.
     resume: go on from the last epoch of an interrupted run.
@@ -63,6 +66,7 @@ class RunOptions:
     out: Path
     records: Path | None = None
     cache: Path | None = None
+    teachers: Path | None = None
     device: str = "cpu"
     launcher: str = "none"
     threads: int | None = None
@@ -88,6 +92,8 @@ def execute(config: RunConfig, options: RunOptions) -> RunRecord | None:
     rank, world = _rank_world()
     folder = options.out / config.id
     cost.set_threads(options.threads)
+    if config.loop and world > 1:
+        raise ConfigError(f"{config.method} is a loop of runs, which one process makes; use --launcher none")
     if rank:
         return _train(config, options, folder, device, world)
     check_output(folder)
@@ -95,6 +101,8 @@ def execute(config: RunConfig, options: RunOptions) -> RunRecord | None:
         check_output(options.records)
     with exclusive(folder):
         try:
+            if config.loop:
+                return cast(Loop, LOOPS.make(config.loop)).run(config, options, folder)
             return _train(config, options, folder, device, world)
         except TrainingStopped as error:
             if options.records is not None:
@@ -105,9 +113,11 @@ def execute(config: RunConfig, options: RunOptions) -> RunRecord | None:
 def _train(config: RunConfig, options: RunOptions, folder: Path, device: torch.device, world: int) -> RunRecord | None:
     digest = config_hash(config.model_dump(mode="json"))
     rank, _ = _rank_world()
+    if not config.recipe.epochs and config.model.get("links"):
+        raise ConfigError(f"{config.method} has links, and recipe.epochs=0 trains nothing; set 1 or more")
     peak = cost.PeakMemory(device)
     model_cfg = {k: v for k, v in config.model.items() if k != "type"}
-    model = Distiller(**deepcopy(model_cfg), seed=config.seed, runs=options.out)
+    model = Distiller(**deepcopy(model_cfg), seed=config.seed, runs=options.teachers or options.out)
     if config.recipe.channels_last:
         model = cast(Distiller, model.to(memory_format=torch.channels_last))
     loader = train_loader(config, world, rank)
@@ -131,6 +141,10 @@ def _train(config: RunConfig, options: RunOptions, folder: Path, device: torch.d
             cache=kept,
         )
 
+    def validate() -> dict[str, float]:
+        model.adapter.settle(model.deploy, val, model.data_preprocessor)
+        return measure(model.deploy)
+
     keep = config.recipe.selection == "best_val"
     if keep and config.companions:
         raise ConfigError(f"{config.method} keeps several students, and best_val chooses for one; set selection='last'")
@@ -142,10 +156,8 @@ def _train(config: RunConfig, options: RunOptions, folder: Path, device: torch.d
     checkpoint = last_checkpoint(folder, digest, drop_other=options.drop_other)
     if checkpoint is not None:
         model.teacher_forwards = 0  # the checkpoint's facts hold those of `prepare_links` already
-    runner = _runner(
-        config, model, loader, val, lambda: measure(model.deploy), hooks, folder, device, options, checkpoint
-    )
-    runner.train()
+    if config.recipe.epochs:
+        _runner(config, model, loader, val, validate, hooks, folder, device, options, checkpoint).train()
     if rank:
         return None
     if keep and select.state is not None:
@@ -164,7 +176,7 @@ def _train(config: RunConfig, options: RunOptions, folder: Path, device: torch.d
     )
     latency = {**options.companion_latency_ms, config.model["deploy"]: options.latency_ms}
     records = [
-        _keep(run, model, options, partial(ended, latency_ms=latency.get(run.model["deploy"])))
+        _keep(run, model, options, val, partial(ended, latency_ms=latency.get(run.model["deploy"])))
         for run in (*config.companion_runs(), config)
     ]
     for leftover in folder.glob("epoch*.pth"):
@@ -173,13 +185,17 @@ def _train(config: RunConfig, options: RunOptions, folder: Path, device: torch.d
     return records[-1]
 
 
-def _keep(config: RunConfig, model: Distiller, options: RunOptions, ended: Callable[..., Ended]) -> RunRecord:
+def _keep(
+    config: RunConfig, model: Distiller, options: RunOptions, val: DataLoader, ended: Callable[..., Ended]
+) -> RunRecord:
     """Save the member that this config deploys in its record's folder, test what was saved, and write the record.
 
     Args:
         ended: makes an `Ended` of the config, the saved file and its sha256.
+        val: the validation split, on which the adapter settles what training left open.
     """
     model.redeploy(config.model["deploy"])
+    model.adapter.settle(model.deploy, val, model.data_preprocessor)
     digest = config_hash(config.model_dump(mode="json"))
     path = options.out / config.id / STUDENT_FILE
     metadata = {"limbeck": json.dumps(dict(id=config.id, config_hash=digest))}  # one key: safetensors shuffles several
@@ -194,20 +210,40 @@ def _keep(config: RunConfig, model: Distiller, options: RunOptions, ended: Calla
 def train_loader(config: RunConfig, world: int = 1, rank: int = 0) -> DataLoader:
     """Shuffled batches; the order depends on seed and epoch alone, and ranks share one order.
 
-    Augmentation follows the run's seed too, unless a teacher cache wants one pool of views for every seed.
+    Augmentation follows the run's seed too, unless a teacher cache wants one pool of views for every seed. A data set
+    with `labelled` and `unlabelled` ids gives batches of both.
     """
     from mmengine.dataset import DefaultSampler
 
-    dataset = build_dataset(config.data, "train", seed=None if config.cache else config.seed)
-    if config.data.batch_size % world:
-        raise ConfigError(f"data.batch_size {config.data.batch_size} cannot be split over {world} processes")
+    data = config.data
+    dataset = build_dataset(data, "train", seed=None if config.cache else config.seed)
+    for name in ("batch_size", "unlabelled_batch_size"):
+        if (size := getattr(data, name)) % world:
+            raise ConfigError(f"data.{name} {size} cannot be split over {world} processes")
+    common: dict[str, Any] = dict(num_workers=data.num_workers, collate_fn=whole_batch)
+    if hasattr(dataset, "unlabelled"):
+        batches = MixedBatchSampler(
+            dataset.labelled,
+            dataset.unlabelled,
+            labelled_per_batch=data.batch_size,
+            unlabelled_per_batch=data.unlabelled_batch_size,
+            steps=data.steps,
+            seed=config.seed,
+            rank=rank,
+            world=world,
+        )
+        return DataLoader(dataset, batch_sampler=batches, **common)
+    if data.unlabelled_batch_size or data.steps:
+        raise ConfigError(
+            f"data.unlabelled_batch_size and data.steps are of partly labelled data sets, which {dataset.name} is not; "
+            "leave them out, or wrap it in PartlyLabelled"
+        )
     return DataLoader(
         dataset,
-        batch_size=config.data.batch_size // world,
+        batch_size=data.batch_size // world,
         sampler=DefaultSampler(dataset, shuffle=True, seed=config.seed),
-        num_workers=config.data.num_workers,
-        collate_fn=whole_batch,
-        drop_last=len(dataset) >= config.data.batch_size,
+        drop_last=len(dataset) >= data.batch_size,
+        **common,
     )
 
 
@@ -269,8 +305,8 @@ def _runner(
     runner_class = type("DistillRunner", (DistillRunner,), {})
     runner_class.device = device
     runner_class.find_unused_parameters = model.task_weight == 0 or any(
-        (link.scheduled or link.unused_parameters or not link.weight)
-        and any(p.requires_grad for p in link.parameters())
+        link.unused_parameters
+        or ((link.scheduled or not link.weight) and any(p.requires_grad for p in link.parameters()))
         for link in model.methods()
     )
     with warnings.catch_warnings():

@@ -26,8 +26,13 @@ from limbeck.engine.variant import Variant
 from limbeck.errors import ConfigError, ExtraMissing, UnknownName
 
 State = Literal["done", "stale", "failed", "missing"]
-Extra = Literal["segmentation", "detection", "pointcloud"]
-_STACKS: dict[Extra, str] = {"segmentation": "mmseg", "detection": "mmdet", "pointcloud": "mmdet3d"}
+Extra = Literal["segmentation", "detection", "pointcloud", "multimodal"]
+_STACKS: dict[Extra, str] = {
+    "segmentation": "mmseg",
+    "detection": "mmdet",
+    "pointcloud": "mmdet3d",
+    "multimodal": "open_clip",
+}
 
 
 class Vary(BaseModel):

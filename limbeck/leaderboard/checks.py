@@ -63,13 +63,16 @@ def check_same(records: Sequence[RunRecord]) -> None:
     rules: list[tuple[str, Sequence[RunRecord], Callable[[RunRecord], str]]] = [
         ("selection", students, lambda r: r.recipe.selection),
         ("data hash", records, lambda r: f"{r.data.content_hash} ({r.data.split})"),
-        ("training data hash", students, lambda r: str(r.data.train_hash)),
         (
             "primary metric",
             records,
             lambda r: f"{r.primary_metric} ({'higher' if r.higher_is_better else 'lower'} is better)",
         ),
     ]
+    draws: dict[Any, list[RunRecord]] = {}
+    for record in students:
+        draws.setdefault(_shots_seed(record), []).append(record)
+    rules += [("training data hash", drawn, lambda r: str(r.data.train_hash)) for drawn in draws.values()]
     for name in dict.fromkeys(name for r in records for name in r.data.also):
         having = [r for r in records if name in r.data.also]
         rules.append((f"data hash of {name}", having, lambda r, name=name: r.data.also[name].content_hash))
@@ -81,6 +84,13 @@ def check_same(records: Sequence[RunRecord]) -> None:
                     f"{first.id} and {other.id} differ in {what}: {_short(rule(first))} and {_short(rule(other))}; "
                     "run the older one again"
                 )
+
+
+def _shots_seed(record: RunRecord) -> Any:
+    """By which seed a partly labelled training set chose its labelled images; None where no seed did."""
+    data = record.config.get("data")
+    train = data.get("train") if isinstance(data, Mapping) else None
+    return train.get("shots_seed") if isinstance(train, Mapping) else None
 
 
 def check_baseline(students: Runs) -> None:

@@ -49,7 +49,8 @@ class CIFARNet(nn.Module):
         self.num_features = num_features
         self.features = nn.Identity()
         self.global_pool = GlobalPool()
-        self.fc = nn.Linear(num_features, self.num_classes)
+        # As in timm, no classes leave the pooled feature.
+        self.fc = nn.Linear(num_features, self.num_classes) if self.num_classes else cast(nn.Linear, nn.Identity())
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.engine.inputs import Normalization, Stat, describe
-from limbeck.engine.lite_weights import LITE_WEIGHTS, read_lite_weights
+from limbeck.engine.lite_weights import LITE_MEAN, LITE_STD, LITE_WEIGHTS, read_lite_weights
 from limbeck.engine.registry import MODELS
 from limbeck.errors import ConfigError, UnknownName
 from limbeck.vision._cifar10_weights import read_cifar10_weights
@@ -154,9 +154,6 @@ def MLPMixer(  # noqa: N802 - configs name it as a class
 
 # --- EfficientNet-Lite ---
 
-# The TensorFlow originals take (pixel - 127) / 128.
-LITE_MEAN, LITE_STD = 127 / 255, 128 / 255
-
 
 @MODELS.register_module()
 def EfficientNetLite(  # noqa: N802 - configs name it as a class
@@ -169,7 +166,8 @@ def EfficientNetLite(  # noqa: N802 - configs name it as a class
 ) -> nn.Module:
     """EfficientNet-Lite 0, 1 or 2 with the ImageNet weights that the 'pretrained' extra ships (Apache-2.0).
 
-    The model is timm's `tf_efficientnet_lite{variant}`. With other than 1000 classes the classifier is new.
+    The model is timm's `tf_efficientnet_lite{variant}`. With other than 1000 classes the classifier is new; with 0 the
+    model gives its pooled feature.
 
     Args:
         pretrained: False builds the architecture alone, for weights that are loaded afterwards.
@@ -183,13 +181,17 @@ def EfficientNetLite(  # noqa: N802 - configs name it as a class
     if variant not in LITE_WEIGHTS:
         raise ConfigError(f"variant of EfficientNetLite is one of {list(LITE_WEIGHTS)}; got {variant!r}")
     model = timm.create_model(f"tf_efficientnet_lite{variant}", num_classes=num_classes, **model_kwargs)
-    if num_classes != 1000:  # timm draws wide weights for few classes, whose first loss is several times ln(classes)
+    if num_classes not in (
+        0,
+        1000,
+    ):  # timm draws wide weights for few classes, whose first loss is several times ln(classes)
         nn.init.normal_(cast(nn.Linear, model.classifier).weight, std=0.01)
     if pretrained:
         state = read_lite_weights(variant)
         if num_classes != 1000:
             own = model.state_dict()
-            state |= {k: own[k] for k in ("classifier.weight", "classifier.bias")}
+            state = {k: v for k, v in state.items() if not k.startswith("classifier.")}
+            state |= {k: own[k] for k in ("classifier.weight", "classifier.bias") if k in own}
         model.load_state_dict(state)
     if frozen_backbone:
         model = timm.layers.freeze_batch_norm_2d(model).requires_grad_(False)  # type: ignore[attr-defined]

@@ -20,7 +20,8 @@ from tests.docs.pages import ROOT, blocks, pages
 _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 _CODE = re.compile(r"`([^`\n]+)`")
 _PLACE = re.compile(r"^(?:limbeck|benchmarks|tests|docs|requirements)/[\w./-]+$")
-METHOD_PAGES = pytest.mark.parametrize("package", ["vision", "segmentation", "detection", "pointcloud"])
+PACKAGES = ["vision", "segmentation", "detection", "pointcloud", "multimodal.vlm"]
+METHOD_PAGES = pytest.mark.parametrize("package", PACKAGES)
 PAGES = pytest.mark.parametrize("page", pages(), ids=lambda p: p.relative_to(ROOT).as_posix())
 
 
@@ -134,7 +135,7 @@ def test_package_readme_marks_and_quotes_what_is_ours(package: str) -> None:
 
 
 def readme(package: str) -> str:
-    return (ROOT / "limbeck" / package / "README.md").read_text(encoding="utf-8")
+    return (ROOT / "limbeck" / package.replace(".", "/") / "README.md").read_text(encoding="utf-8")
 
 
 def method_rows(package: str) -> list[tuple[str, ...]]:

@@ -91,7 +91,8 @@ def test_missing_key_is_named():
 @pytest.mark.parametrize(
     ("part", "key", "bad"),
     [
-        ("recipe", "epochs", 0),
+        ("recipe", "epochs", -1),
+        ("data", "steps", -1),
         ("recipe", "selection", "best"),
         ("recipe", "precision", "float8"),
         ("data", "batch_size", -1),
@@ -246,6 +247,21 @@ def test_teacher_recipe_and_data_are_the_teachers_alone():
     for run in (plain, linked):
         assert run.recipe == toy_pair().recipe
         assert run.data == toy_pair().data
+
+
+def test_seeds_of_partly_labelled_data_are_the_runs_or_one_for_a_cache():
+    augmented = {"type": "ToyData", "augment": {"add": 1}}
+    train = {"type": "PartlyLabelled", "of": augmented, "shots": 2, "shots_seed": "run"}
+    value = toy_pair().data.model_dump() | {"train": train}
+    for cache in (None, {"dtype": "float32"}):
+        pair = toy_pair(data=value, cache=cache)
+        for seed in (0, 3):
+            found = expand(pair, "plain", seed).data.train
+            assert found["shots_seed"] == seed
+            assert found.get("seed") == (None if cache is None else 0)
+    fixed = toy_pair(data=value | {"train": {**train, "shots_seed": 7}})
+    assert expand(fixed, "plain", 3).data.train["shots_seed"] == 7
+    assert fixed.data.train["of"] == augmented
 
 
 def test_unknown_key_in_teacher_data_is_answered_with_near_names():

@@ -17,7 +17,7 @@ from limbeck.engine.hooks import last_checkpoint
 from limbeck.engine.output import exclusive
 from limbeck.engine.record import config_hash, failure_path, read_record, record_path
 from limbeck.engine.run import RunOptions, execute
-from limbeck.engine.weights import read_weights, sha256_file
+from limbeck.engine.weights import hash_state, read_weights, sha256_file
 from limbeck.errors import ConfigError, CorruptFile, NonFiniteLoss, OutputError, TeacherOff
 from tests.engine.toys import ToyNet, teacher_file, toy_run
 
@@ -292,3 +292,20 @@ def test_record_config_runs_again_as_it_stands(tmp_path):
     record = execute(toy_run(tmp_path), options(tmp_path, "a"))
     again = execute(parse(RunConfig, record.config, "record"), options(tmp_path, "b"))
     assert again.student_sha256 == record.student_sha256
+
+
+def test_a_run_of_no_epochs_evaluates_what_is_there(tmp_path):
+    recipe = dict(RECIPE, epochs=0, save_dtype="float32")
+    run = toy_run(tmp_path, "teacher", recipe=recipe)
+    record = execute(run, options(tmp_path))
+    assert (record.recipe.epochs, record.recipe.steps, record.recipe.batch_size) == (0, 0, 0)
+    assert (record.cost.samples_seen, record.recipe.learning_rate_max) == (0, 0.0)
+    state, _ = read_weights(tmp_path / "runs" / run.id / "student.safetensors")
+    assert hash_state(state) == record.initial_hash
+    again = evaluate_weights(record.config, tmp_path / "runs" / run.id / "student.safetensors")
+    assert again["top1"] == record.metrics["top1"]
+
+
+def test_links_without_epochs_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"ToyMatch has links, and recipe\.epochs=0 trains nothing"):
+        execute(toy_run(tmp_path, recipe=dict(RECIPE, epochs=0)), options(tmp_path))

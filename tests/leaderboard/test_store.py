@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from limbeck.engine.record import record_path, write_failure
+from limbeck.engine.record import RunRecord, config_hash, record_path, write_failure
 from limbeck.errors import CorruptFile, UnknownName, UserError
 from limbeck.leaderboard.checks import (
     DuplicateRecord,
@@ -150,6 +150,25 @@ def test_mixed_records_are_refused(folder: Path, change: dict[str, object], what
 def test_mixed_data_over_pairs_of_one_benchmark_is_refused(folder: Path) -> None:
     write_all(folder, suite(("KD",), range(2), pair="mid-small", data__content_hash="e" * 64))
     refused(folder, MixedRecords, "big-small", "mid-small", "data hash")
+
+
+def test_training_data_are_one_for_all_or_for_all_of_one_draw_of_labels(tmp_path: Path) -> None:
+    def records(drawn: bool, hashes: str) -> list[RunRecord]:
+        found = []
+        for method in ("plain", "KD"):
+            for seed, letter in enumerate(hashes):
+                record = fabricate(method, seed, data__train_hash=letter * 64)
+                data = {"train": {"type": "PartlyLabelled", "shots": 4, **({"shots_seed": seed} if drawn else {})}}
+                config = {**record.config, "data": data}
+                found.append(record.model_copy(update={"config": config, "config_hash": config_hash(config)}))
+        return found
+
+    write_all(tmp_path / "drawn", records(True, "ab"))
+    assert load_results(tmp_path / "drawn").groups  # every seed labels other images
+    write_all(tmp_path / "fixed", records(False, "ab"))
+    refused(tmp_path / "fixed", MixedRecords, "seed0", "seed1", "training data hash")
+    write_all(tmp_path / "drawn", [records(True, "ac")[3]])
+    refused(tmp_path / "drawn", MixedRecords, "plain/seed1", "kd/seed1", "training data hash")
 
 
 def test_a_further_test_set_is_one_for_all_that_have_it(folder: Path) -> None:

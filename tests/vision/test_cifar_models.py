@@ -219,3 +219,12 @@ def test_shortcut_conv_projects_and_pad_has_no_parameters():
     assert count(CIFARResNet(20, shortcut="conv")) - count(CIFARResNet(20)) == 16 * 32 + 32 * 64 + 2 * 32 + 2 * 64
     assert [type(m) for m in (CIFARResNet(8, shortcut="conv").layer1[0].downsample,)] == [nn.Identity]
     assert WideResNet(10, widen=1).layer1[0].project is None
+
+
+def test_no_classes_leave_the_pooled_feature():
+    model = build("resnet8x4").eval()
+    bare = MODELS.make({**NETS["resnet8x4"][0], "num_classes": 0}).eval()
+    bare.load_state_dict({k: v for k, v in model.state_dict().items() if not k.startswith("fc.")})  # there is no fc
+    image = torch.randn(2, 3, 32, 32)
+    assert bare(image).shape == (2, 256)
+    assert torch.equal(model.fc(bare(image)), model(image))

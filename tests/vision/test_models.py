@@ -211,6 +211,10 @@ def test_efficientnet_lite0_equals_the_packaged_tensors_in_order(cache):
     assert head.classifier.out_features == 5
     assert torch.equal(head.conv_stem.weight, model.conv_stem.weight)
 
+    bare = MODELS.make({"type": "EfficientNetLite", "variant": 0, "num_classes": 0}).eval()
+    image = torch.zeros(1, 3, 64, 64)
+    assert torch.equal(model.eval().classifier(bare(image)), model(image))
+
     data = bytearray(files[0].read_bytes())
     data[-1] ^= 1
     files[0].write_bytes(data)

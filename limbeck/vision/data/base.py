@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from limbeck.engine.augment import parse_augment
-from limbeck.engine.data import ViewDataset, check_limit, content_hash
+from limbeck.engine.data import ViewDataset, check_limit, content_hashes
 from limbeck.errors import ConfigError
 from limbeck.vision.data.augment import ShiftFlip
 
@@ -36,8 +36,8 @@ class ArrayDataset(VisionDataset):
 
     Args:
         pixels: uint8 (N, C, H, W). labels: (N,). limit: takes the first samples only.
-        content: what is hashed beside the split's name: the stored form where decoding it is not the same everywhere;
-            pixels and labels where not given.
+        content: what is hashed beside the split's name, the labels last: the stored form where decoding it is not the
+            same everywhere; pixels and labels where not given.
     """
 
     def __init__(
@@ -57,7 +57,11 @@ class ArrayDataset(VisionDataset):
         self.pixels = pixels[:count]
         self.labels = labels[:count].astype(np.int64)
         hashed = (self.pixels, self.labels) if content is None else content
-        self.content_hash = content_hash(self.name, split, *hashed)
+        *_, self._images_hash, self.content_hash = content_hashes(self.name, split, *hashed)
+
+    @property
+    def images_hash(self) -> str:
+        return self._images_hash
 
     def images(self, ids: np.ndarray) -> np.ndarray:
         pixels = self.pixels[ids]

@@ -1,0 +1,1 @@
+"""Vision-language models to small classifiers: teachers, dual heads, active learning."""

@@ -1,0 +1,31 @@
+"""Methods on few labels, and those of active learning, as every benchmark of the package has them."""
+
+FEATURES = ("CLIPFD", "CLIPCRD", "CLIPICL", "CLIPGD")
+STRATEGIES = ("ClassBalanced", "Entropy", "Margin", "LeastConfidence", "Coreset", "BADGE", "PCoreSet")
+
+
+def few_labels(student: dict) -> dict:
+    """Single-head baselines and DHO, T = 2 and λ = 0.5 as published; on one head the same link is KD, and CE + KD.
+
+    The feature baselines of CLIP-KD are links beside cross entropy, at that paper's weights.
+
+    Args:
+        student: the one-head student's config.
+    """
+    return {
+        "KD": dict(task_weight=0.0, links=[dict(type="DHO", weight=1.0)]),
+        "KD-labelled": dict(task_weight=0.0, links=[dict(type="DHO", weight=1.0, unlabelled=False)]),
+        "CE+KD": dict(task_weight=0.5, links=[dict(type="DHO", weight=0.5)]),
+        "DHO": dict(task_weight=0.5, student=dict(student, kd_head="linear"), links=[dict(type="DHO", weight=0.5)]),
+        **{name: dict(links=[dict(type=name, project=True)]) for name in FEATURES},
+    }
+
+
+def active(student: dict) -> dict:
+    """Every strategy with cross entropy alone, under its own name, and with DHO, as 'DHO+PCoreSet'.
+
+    The plain student is that of cross entropy and random images.
+    """
+    dho = few_labels(student)["DHO"]
+    found = {name: dict(loop=dict(strategy=dict(type=name))) for name in STRATEGIES}
+    return found | {f"DHO+{name}": dict(dho, loop=dict(strategy=dict(type=name))) for name in ("Random", *STRATEGIES)}

@@ -1,0 +1,8 @@
+"""`_base_/cifar10.py` with 2 labels a class."""
+
+_base_ = ["./_base_/cifar10.py"]
+
+pair = "joined-resnet8-2shot"
+title = "CIFAR-10 (JPEG), pool of 10,000, 2 labels a class"
+data = dict(train=dict(shots=2))
+teacher_of = "multimodal/vlm/cifar10_1shot"

@@ -1,0 +1,8 @@
+"""`_base_/dtd10.py` with 2 labels a class."""
+
+_base_ = ["./_base_/dtd10.py"]
+
+pair = "joined-mobilenetv3-2shot"
+title = "Ten textures (64×64), pool of 612, 2 labels a class"
+data = dict(train=dict(shots=2))
+teacher_of = "multimodal/vlm/dtd10_1shot"

@@ -1,0 +1,8 @@
+"""`_base_/dtd10.py` with 4 labels a class."""
+
+_base_ = ["./_base_/dtd10.py"]
+
+pair = "joined-mobilenetv3-4shot"
+title = "Ten textures (64×64), pool of 612, 4 labels a class"
+data = dict(train=dict(shots=4))
+teacher_of = "multimodal/vlm/dtd10_1shot"

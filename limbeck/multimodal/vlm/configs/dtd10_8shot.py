@@ -1,0 +1,8 @@
+"""`_base_/dtd10.py` with 8 labels a class."""
+
+_base_ = ["./_base_/dtd10.py"]
+
+pair = "joined-mobilenetv3-8shot"
+title = "Ten textures (64×64), pool of 612, 8 labels a class"
+data = dict(train=dict(shots=8))
+teacher_of = "multimodal/vlm/dtd10_1shot"

@@ -1,0 +1,10 @@
+"""Flowers102, from one label a class to sixteen: CLIP ResNet-50 teaches a ResNet-18 (PCoreSet, arXiv 2506.00910)."""
+
+from limbeck.multimodal.vlm.configs._base_.paper import rounds as _rounds
+
+_base_ = ["./_base_/paper_active.py"]
+
+benchmark = "flowers102-active"
+pair = "clip_rn50-resnet18"
+title = "Flowers102: CLIP ResNet-50 → ResNet-18, 15 rounds"
+data, teacher, student, methods = _rounds("Flowers102", "flowers102", 102).values()

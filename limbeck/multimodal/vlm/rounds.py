@@ -1,0 +1,231 @@
+"""Rounds of active learning in a folder: which images are labelled, a student a round, and what to label next.
+
+`<folder>/rounds/<r>/` has `asked.json`, the images chosen for round r (not of round 0 where the config labels some),
+`labels.json`, all labels that round r may read, and the run and record of the student that was trained on them. A file
+is whole or not there, so that a loop goes on where it was interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import torch
+from torch import nn
+
+from limbeck.engine.config import RunConfig
+from limbeck.engine.evaluate import build_dataset, eval_loader, without_pretrained
+from limbeck.engine.prepare import unaugmented
+from limbeck.engine.record import RunRecord, config_hash, read_record, record_path
+from limbeck.engine.registry import ADAPTERS, MODELS
+from limbeck.engine.run import STUDENT_FILE, RunOptions, execute
+from limbeck.engine.selection import Pool, Progress, Strategy
+from limbeck.engine.weights import check_sha256, load_into, write_json
+from limbeck.errors import ConfigError
+from limbeck.multimodal.vlm.coverage import class_coverage, covering_radius
+
+if TYPE_CHECKING:
+    from limbeck.engine.adapter import TaskAdapter
+
+IN_MEMORY = 1 << 28  # bytes of probabilities or features; larger ones are kept in a file, in half precision
+
+
+class Rounds:
+    """The state of one loop.
+
+    Args:
+        config: of the run, with `loop`.
+        folder: of the run.
+        passes: updates of a round, in passes over its labelled images; 0 takes the config's `steps`.
+    Raises: ConfigError for training data that is not partly labelled.
+    """
+
+    def __init__(self, config: RunConfig, options: RunOptions, folder: Path, *, passes: int = 0) -> None:
+        if config.data.train.get("type") != "PartlyLabelled":
+            raise ConfigError(f"{config.method}: active learning needs data.train of type PartlyLabelled")
+        self.config, self.options, self.folder, self.passes = config, options, folder, passes
+
+    def place(self, number: int) -> Path:
+        """The folder of a round."""
+        return self.folder / "rounds" / str(number)
+
+    # --- labels ---
+
+    def asked(self, number: int) -> np.ndarray | None:
+        """Ids that were chosen to be labelled for a round; None before they are."""
+        found = _read(self.place(number) / "asked.json")
+        return None if found is None else np.asarray(found["ids"], np.int64)
+
+    def labels(self, number: int) -> tuple[np.ndarray, np.ndarray] | None:
+        """All labelled ids of a round and their labels, (L,) each; None before they are known."""
+        found = _read(self.place(number) / "labels.json")
+        return None if found is None else (np.asarray(found["ids"], np.int64), np.asarray(found["labels"], np.int64))
+
+    def ask(self, number: int, ids: np.ndarray, **facts: Any) -> None:
+        """Write down what is to be labelled for a round."""
+        write_json(self.place(number) / "asked.json", dict(ids=ids.tolist(), **facts))
+
+    def label(self, number: int, ids: np.ndarray, labels: np.ndarray) -> None:
+        """Write down the labels of the asked ids, beside those of the round before."""
+        before = self.labels(number - 1) if number else None
+        if before is not None:
+            ids, labels = np.concatenate([before[0], ids]), np.concatenate([before[1], labels])
+        write_json(self.place(number) / "labels.json", dict(ids=ids.tolist(), labels=labels.tolist()))
+
+    # --- a round ---
+
+    def config_of(self, number: int) -> RunConfig:
+        """The config of a round's run: the same initial weights and recipe every time, and the labels so far.
+
+        Raises: ConfigError before the round has labels.
+        """
+        known = self.labels(number)
+        if known is None:
+            raise ConfigError(f"{self.place(number)}: round {number} has no labels yet; submit those of its images")
+        ids, labels = known
+        data = self.config.data
+        train = {k: v for k, v in data.train.items() if k not in ("shots", "shots_seed")}
+        changes: dict[str, Any] = dict(train=train | dict(labelled=ids.tolist(), labels=labels.tolist()))
+        if self.passes:
+            steps = self.passes * len(ids) / (data.batch_size * self.config.recipe.epochs)
+            changes["steps"] = max(round(steps), 1)
+        return self.config.model_copy(update=dict(loop={}, data=data.model_copy(update=changes)))
+
+    def record(self, number: int) -> RunRecord | None:
+        """A round's record where it is of this config; None where the round has to be trained."""
+        path = record_path(self.place(number) / "records", self.config.id)
+        if not path.is_file() or self.labels(number) is None:
+            return None
+        found = read_record(path)
+        current = config_hash(self.config_of(number).model_dump(mode="json"))
+        return found if found.config_hash == current and self.weights(number).is_file() else None
+
+    def weights(self, number: int) -> Path:
+        """The file of a round's student."""
+        return self.place(number) / "runs" / self.config.id / STUDENT_FILE
+
+    def train(self, number: int, rounds: int, *, last: bool = True) -> RunRecord:
+        """Train and evaluate a round's student, unless that is done.
+
+        Args:
+            rounds: how many there will be, for the progress.
+            last: False measures no latency.
+        """
+        found = self.record(number)
+        if found is not None:
+            return found
+        tell = self.options.progress
+
+        def progress(stage: str, done: int, total: int) -> None:
+            if tell is not None:
+                tell(f"round {number + 1}: {stage}", number * total + done, rounds * total)
+
+        options = replace(
+            self.options,
+            out=self.place(number) / "runs",
+            records=self.place(number) / "records",
+            teachers=self.options.teachers or self.options.out,
+            latency_ms=self.options.latency_ms if last else 0.0,
+            drop_other=True,
+            progress=progress,
+        )
+        record = execute(self.config_of(number), options)
+        assert record is not None  # one process alone runs a loop
+        return record
+
+    # --- what the student says of the pool ---
+
+    def student(self, number: int) -> nn.Module:
+        """A round's trained student, ready to predict."""
+        record = self.record(number)
+        if record is None:
+            raise ConfigError(f"{self.place(number)}: round {number} is not trained yet")
+        model = cast(nn.Module, MODELS.make(without_pretrained(self.config.deployed)))
+        check_sha256(self.weights(number), record.student_sha256)
+        load_into(model, self.weights(number))
+        return model.to(self.options.device).eval()
+
+    def pool(self, number: int, needs: frozenset[str]) -> Pool:
+        """The pool as a round's student sees it, without augmentation: what of it a strategy needs."""
+        known = self.labels(number)
+        assert known is not None  # the round is trained
+        plain = unaugmented(self.config_of(number).data)
+        tables: Mapping[str, np.ndarray] = {}
+        dataset = build_dataset(plain, "train")
+        if needs:
+            adapter = cast("TaskAdapter", ADAPTERS.make(self.config.model["adapter"]))
+            loader = eval_loader(plain, "train", dataset)
+            tables = tables_of(self.student(number), adapter, loader, self.place(number), needs)
+        return Pool(
+            probabilities=tables.get("probabilities"),
+            features=tables.get("features"),
+            labelled=known[0],
+            labels=known[1],
+            unlabelled=np.setdiff1d(np.arange(len(dataset)), known[0]),
+        )
+
+    def choose(
+        self, number: int, strategy: Strategy, budget: int, classes: int, progress: Progress | None = None
+    ) -> np.ndarray:
+        """Choose what to label for a round by the student of the round before, and write it down.
+
+        Args:
+            budget: how many; all that are left where there are fewer.
+        Returns: ids in order of choice.
+        """
+        pool = self.pool(number - 1, strategy.needs)
+        count = min(budget, len(pool.unlabelled))
+        ids = strategy.choose(pool, count, seed=(self.config.seed, number), progress=progress)
+        facts = coverage_of(pool, classes)
+        self.ask(number, ids, strategy=type(strategy).__name__, before=facts)
+        return ids
+
+
+def coverage_of(pool: Pool, classes: int) -> dict[str, float]:
+    """How the labelled images cover the classes and, where probabilities are there, the pool."""
+    found = class_coverage(pool.labels, classes)
+    values = {"covered": float(found.covered), "imbalance": found.imbalance, "entropy": found.entropy}
+    if pool.probabilities is not None and len(pool.unlabelled):
+        values["radius"] = covering_radius(pool.probabilities, pool.unlabelled, pool.labelled)
+    return {name: value for name, value in values.items() if value is not None}
+
+
+@torch.no_grad()
+def tables_of(
+    model: nn.Module, adapter: TaskAdapter, loader: Any, folder: Path, needs: frozenset[str]
+) -> dict[str, np.ndarray]:
+    """Probabilities (N, K) and features (N, d) of a loader's images in order, those of both that are needed.
+
+    A table of more than 256 MB is a file in `folder`, float16; else it is float32 in memory.
+    """
+    ready = adapter.preprocessor(model).to(next(model.parameters()).device)
+    tables: dict[str, np.ndarray] = {}
+    start = 0
+    for data in loader:
+        given = cast(dict[str, Any], ready(data, False))
+        batch = adapter.batch(given["inputs"], given["data_samples"])
+        inputs = adapter.member_inputs(batch, model, model)
+        probabilities, features = adapter.embed(model, inputs)
+        found = {"probabilities": probabilities, "features": features}
+        for name in sorted(needs):
+            rows = found[name].cpu().numpy()
+            if name not in tables:
+                tables[name] = _table(folder / f"{name}.npy", (len(loader.dataset), rows.shape[1]))
+            tables[name][start : start + len(rows)] = rows
+        start += len(inputs)
+    return tables
+
+
+def _table(path: Path, shape: tuple[int, int]) -> np.ndarray:
+    if 4 * shape[0] * shape[1] <= IN_MEMORY:
+        return np.empty(shape, np.float32)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return cast(np.ndarray, np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=shape))
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None

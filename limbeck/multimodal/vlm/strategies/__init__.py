@@ -1,0 +1,1 @@
+"""Strategies of active learning: which unlabelled images to label next; one file each."""
