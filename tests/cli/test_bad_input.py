@@ -171,7 +171,7 @@ def test_second_run_in_one_folder(config, capsys):
 
 
 def test_unknown_suite_and_student_and_benchmark(tmp_path, capsys):
-    assert "unknown suite 'demos'; did you mean 'demo'?" in refused(capsys, "bench", "run", "demos")
+    assert "unknown suite 'dmo'; did you mean 'demo'" in refused(capsys, "bench", "run", "dmo")
     assert "unknown student 'resnet8.digits'" in refused(capsys, "zoo", "info", "resnet8.digits")
     assert "no such folder of records" in refused(capsys, "leaderboard", "show", "--results", tmp_path / "none")
 
