@@ -23,7 +23,7 @@ def curves_title(found: Curves) -> str:
 
 def curves_metric(found: Curves) -> str:
     """The metric in words."""
-    return {"covered": "classes with a label"}.get(found.metric, title(found.metric))
+    return {"covered": "classes covered"}.get(found.metric, title(found.metric))
 
 
 def curves_note(found: Curves) -> str:

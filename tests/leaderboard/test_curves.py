@@ -265,7 +265,7 @@ def test_curves_are_printed_in_parts_that_fit(tmp_path: Path) -> None:
     assert narrow.count("gain over plain") == 2  # three numbers of labels do not fit beside each other
     assert wide.count("gain over plain") == 1
     said = text_of((render_curves, covered))
-    assert "classes with a label by labels" in said
+    assert "classes covered by labels" in said
     assert "gain" not in said
 
 

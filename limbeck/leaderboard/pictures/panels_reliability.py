@@ -29,15 +29,15 @@ def draw_reliability(members: Sequence[DualMember], heading: str, legend: Legend
     """Every member's diagrams, and below each how its samples spread over the bins."""
     lines = [
         Line(
-            f"{one.method}, seed {one.seed}: answer mixed by α = {one.alpha:.2f}, β = {one.beta:.2f}",
+            f"{one.method}, seed {one.seed}: answer mixed by alpha {one.alpha:.2f}, beta {one.beta:.2f}",
             [Cell(diagram(one.heads[head]), _figures(one.heads[head])) for head in HEADS],
         )
         for one in members
     ]
     key: list[tuple[str, Colour]] = [
         ("accuracy of a bin", ACCURACY),
-        ("confidence above it: too sure", GAP_UP),
-        ("confidence below it: not sure enough", GAP_DOWN),
+        ("up to its confidence: too sure", GAP_UP),
+        ("down to its confidence: not sure enough", GAP_DOWN),
     ]
     return lay_out(heading, list(HEADS.values()), lines, [key], legend)
 
@@ -75,7 +75,8 @@ def diagram(found: Bins) -> Image.Image:
         draw.rectangle((low, at(0, accuracy)[1], high, bottom), fill=ACCURACY)
         upper, under = max(accuracy, confidence), min(accuracy, confidence)
         colour = GAP_UP if confidence > accuracy else GAP_DOWN
-        draw.rectangle((low, at(0, upper)[1], high, at(0, under)[1]), fill=colour)
+        inset = (high - low) / 4  # narrower, so that the bar of the accuracy stays whole
+        draw.rectangle((low + inset, at(0, upper)[1], high - inset, at(0, under)[1]), fill=colour)
         tall = max(FINE, round(counts * count / most))
         draw.rectangle((low, floor - tall, high, floor), fill=SOFT)
     draw.line((*at(0, 0), *at(1, 1)), fill=INK, width=FINE)

@@ -241,7 +241,7 @@ function curves(node, data) {
     annotations: [{ text: "teacher", showarrow: false, xref: "paper", x: 1, xanchor: "left", xshift: 3, y: data.teacher, font: { size: 11, color: c.teacher } }],
   };
   return Plotly.react(node, traces, {
-    ...baseLayout(c), ...teacher, height: 380 + key, margin: { ...margin, b: 56 + key }, showlegend: true,
+    ...baseLayout(c), ...teacher, uirevision: data.axis, height: (count > 8 ? 500 : 380) + key, margin: { ...margin, b: 56 + key }, showlegend: true,
     legend: { orientation: "h", x: 0, xanchor: "left", yref: "container", y: 0, yanchor: "bottom", font: { color: c.ink }, entrywidth: entry - 34, entrywidthmode: "pixels" },
     xaxis: axis(c, { type: data.log ? "log" : "linear", range, showgrid: false, tickvals: marked.map((p) => p.x), ticktext: marked.map((p) => p.label), title: { text: data.axis, font: { size: 12, color: c.soft }, standoff: 8 } }),
     yaxis: axis(c, { range: padded(Math.min(...ends), Math.max(...ends), 0.05), title: { text: data.title, font: { size: 12, color: c.soft }, standoff: 6 } }),
