@@ -5,6 +5,7 @@ from __future__ import annotations
 from limbeck.leaderboard.ablation import Ablation, build_ablations
 from limbeck.leaderboard.checks import ResultsError
 from limbeck.leaderboard.compare import compare_benchmark, compare_methods, render_comparison
+from limbeck.leaderboard.curves import Curves, build_curves
 from limbeck.leaderboard.render import render, show_tables, to_markdown, update_markdown
 from limbeck.leaderboard.reproduce import render_reproduction, reproduce, reproduce_results
 from limbeck.leaderboard.site import build_site
@@ -14,11 +15,13 @@ from limbeck.leaderboard.verify import verify_record, verify_records
 
 __all__ = [
     "Ablation",
+    "Curves",
     "Group",
     "Results",
     "ResultsError",
     "Table",
     "build_ablations",
+    "build_curves",
     "build_site",
     "build_table",
     "build_tables",

@@ -71,7 +71,7 @@ def check_same(records: Sequence[RunRecord]) -> None:
     ]
     draws: dict[Any, list[RunRecord]] = {}
     for record in students:
-        draws.setdefault(_shots_seed(record), []).append(record)
+        draws.setdefault(_drawn(record), []).append(record)
     rules += [("training data hash", drawn, lambda r: str(r.data.train_hash)) for drawn in draws.values()]
     for name in dict.fromkeys(name for r in records for name in r.data.also):
         having = [r for r in records if name in r.data.also]
@@ -86,11 +86,16 @@ def check_same(records: Sequence[RunRecord]) -> None:
                 )
 
 
-def _shots_seed(record: RunRecord) -> Any:
-    """By which seed a partly labelled training set chose its labelled images; None where no seed did."""
+def _drawn(record: RunRecord) -> Any:
+    """What decides which images of a training set have labels: None where all have.
+
+    Of a partly labelled one its pair, for pairs of one benchmark may differ in their shots, and the seed of the draw.
+    """
     data = record.config.get("data")
     train = data.get("train") if isinstance(data, Mapping) else None
-    return train.get("shots_seed") if isinstance(train, Mapping) else None
+    if not isinstance(train, Mapping) or train.get("type") != "PartlyLabelled":
+        return None
+    return record.pair, train.get("shots_seed")
 
 
 def check_baseline(students: Runs) -> None:

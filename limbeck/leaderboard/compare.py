@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from limbeck.errors import UnknownName
 from limbeck.leaderboard.ablation import Ablation, build_ablations
 from limbeck.leaderboard.checks import ResultsError
+from limbeck.leaderboard.curves import ComparedCurves, Curves, build_curves, compare_curves
 from limbeck.leaderboard.figures import grid, interval, number, probability
 from limbeck.leaderboard.render_ablation import render_ablations
 from limbeck.leaderboard.rows import CostCells, Row, build_row
@@ -34,6 +35,7 @@ class Comparison:
     """Two methods of one group, and the group's ablations.
 
     cost_ratios: a ÷ b, None where b's is zero or one was not measured.
+    curve: both by number of labels, where the group is part of such curves; see `limbeck.leaderboard.curves`.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Comparison:
     metrics: dict[str, MetricComparison]
     cost_ratios: dict[str, float | None]
     ablations: tuple[Ablation, ...] = ()
+    curve: ComparedCurves | None = None
 
 
 def compare_methods(group: Group, a: str, b: str) -> Comparison:
@@ -93,7 +96,12 @@ def compare_benchmark(results: Results, benchmark: str, a: str, b: str, *, pair:
             raise UnknownName("pair", pair, known, f"in {benchmark}")
         groups = [g for g in groups if g.pair == pair]
     both = [g for g in groups if all(_has(g, name) for name in (a, b))]
-    return [compare_methods(g, a, b) for g in both or groups[:1]]
+    curves = [c for c in build_curves(groups) if c.is_primary]
+    return [replace(compare_methods(g, a, b), curve=_curve(curves, g, a, b)) for g in both or groups[:1]]
+
+
+def _curve(curves: list[Curves], group: Group, a: str, b: str) -> ComparedCurves | None:
+    return next((compare_curves(c, a, b) for c in curves if group.pair in c.pairs), None)
 
 
 def _has(group: Group, name: str) -> bool:
@@ -119,6 +127,8 @@ def render_comparison(found: Comparison, console: Console, *, ablations: bool = 
     console.print(Text(f"{found.name}: {found.a} against {found.b}", style="bold"))
     lines = grid("metric", "seeds", found.a, found.b, f"{found.a} − {found.b}", "p")
     for metric, one in found.metrics.items():
+        if "@" in metric:
+            continue  # the curve's, which is printed by itself
         places = decimals([*one.a.values(), *one.b.values()])
         means = (interval(estimate(list(v.values())), places) for v in (one.a, one.b))
         difference = interval(one.paired.difference, places, sign=True)

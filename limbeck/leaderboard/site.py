@@ -14,13 +14,19 @@ from urllib.parse import quote
 from limbeck import __version__
 from limbeck.errors import OutputError
 from limbeck.leaderboard.checks import check_apart
+from limbeck.leaderboard.curves import build_curves, curves_json
 from limbeck.leaderboard.page import group_view, slugs
+from limbeck.leaderboard.page_chosen import chosen_view
+from limbeck.leaderboard.page_curves import place_curves
 from limbeck.leaderboard.page_examples import examples_view
 from limbeck.leaderboard.page_masks import masks_view
+from limbeck.leaderboard.page_reliability import reliability_view
 from limbeck.leaderboard.page_voxels import voxels_view
+from limbeck.leaderboard.pictures.chosen import find_chosen
 from limbeck.leaderboard.pictures.examples import find_examples
 from limbeck.leaderboard.pictures.masks import find_masks
 from limbeck.leaderboard.pictures.plans import StalePicture
+from limbeck.leaderboard.pictures.reliability import find_reliability
 from limbeck.leaderboard.pictures.voxels import find_voxels
 from limbeck.leaderboard.stats import CONFIDENCE, MINIMUM_GAP
 from limbeck.leaderboard.store import Group, Results, load_results
@@ -58,8 +64,8 @@ def build_site(
     """Build the page of a folder of records; returns the path of its index.html.
 
     The page is made beside `out` and moved into place when it is whole. An older page there is replaced; other files
-    in `out` are left alone. Pictures that `limbeck leaderboard examples`, `masks` and `voxels` drew there
-    are shown.
+    in `out` are left alone. Pictures that `limbeck leaderboard examples`, `masks`, `voxels`, `reliability` and `chosen`
+    drew there are shown.
 
     Args:
         note: gets one line for each picture that is not shown, for it was drawn for other records.
@@ -86,6 +92,8 @@ def _pictures(group: Group, site: Path, note: Note | None) -> dict[str, dict[str
         "examples": _shown(lambda: find_examples(group, site), examples_view, note),
         "masks": _shown(lambda: find_masks(group, site), masks_view, note),
         "voxels": _shown(lambda: find_voxels(group, site), voxels_view, note),
+        "reliability": _shown(lambda: find_reliability(group, site), reliability_view, note),
+        "chosen": _shown(lambda: find_chosen(group, site), chosen_view, note),
     }
 
 
@@ -115,11 +123,17 @@ def _write(results: Results, made: Path, title: str, pictures: list[dict[str, An
     views = []
     (made / "tables").mkdir()
     for table, slug, drawn in zip(tables, slugs(tables), pictures, strict=True):
-        (made / "tables" / f"{slug}.json").write_text(json.dumps(to_json(table), indent=1) + "\n", encoding="utf-8")
+        _write_json(made / "tables" / f"{slug}.json", to_json(table))
         view = group_view(table, slug, link=lambda identity: f"records/{quote(identity)}.json")
         views.append(view | drawn)
+    for slug, curves in place_curves(build_curves(results), views):
+        _write_json(made / "tables" / f"{slug}.json", curves_json(curves))
     (made / "index.html").write_text(_page(results, views, title, len(copied)), encoding="utf-8")
     (made / MANIFEST).write_text("\n".join(["assets", "records", "tables", "index.html"]) + "\n", encoding="utf-8")
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
 
 
 def _plotly() -> str:

@@ -22,6 +22,12 @@ TITLES = {
     "nll": "NLL",
     "ece": "ECE",
     "agreement": "agreement",
+    "aulc": "AULC",
+    "top1_ce_head": "top-1, CE head",
+    "top1_kd_head": "top-1, KD head",
+    "top1_mix": "top-1, even mix",
+    "alpha": "α",
+    "beta": "β",
     "bbox_mAP": "box AP",
     "fid": "FID",
     "bev_ap40": "BEV AP40",
@@ -30,8 +36,10 @@ TITLES = {
     "3d_ap40_strict": "3D AP40, strict",
 }
 HIGHER = {"top1", "top5", "agreement", "mIoU", "bbox_mAP", "segm_mAP", "mAP", "NDS", "bev_ap40", "3d_ap40"}
+HIGHER |= {"aulc", "top1_ce_head", "top1_kd_head", "top1_mix"}
 LOWER = {"nll", "ece", "fid", "FID"}
 NO_COLUMN = {"bev_ap_exact", "3d_ap_exact", "ap40_ceiling"}  # records have them; a table would be too wide
+NO_COLUMN |= {"top1_mix_half", "ece_ce_head", "ece_kd_head"}
 
 
 @dataclass(frozen=True)
@@ -94,7 +102,9 @@ def build_table(group: Group) -> Table:
 
 
 def _has_column(metric: str, primary: str) -> bool:
-    """Of a further test set, 'kitti-frames.bev_ap40', the primary metric alone."""
+    """Of a further test set, 'kitti-frames.bev_ap40', the primary metric alone; 'top1@40' belongs to a curve."""
+    if "@" in metric:
+        return False
     data, _, name = metric.rpartition(".")
     return name == primary if data else name not in NO_COLUMN
 

@@ -153,6 +153,9 @@ def test_verify_takes_from_runs_what_the_zoo_lacks(
         call("verify", "--results", results, "--runs", tmp_path / "no")
 
 
-@pytest.mark.parametrize("command", ["show", "build", "examples", "masks", "compare", "verify", "reproduce"])
+DRAWING = ["examples", "masks", "voxels", "reliability", "chosen"]
+
+
+@pytest.mark.parametrize("command", ["show", "build", *DRAWING, "compare", "curves", "verify", "reproduce"])
 def test_help_has_an_example(command: str) -> None:
     assert "Example: limbeck leaderboard" in " ".join(call(command, "--help").split())

@@ -202,7 +202,53 @@ function ablation(node, data) {
   }, { displayModeBar: false, responsive: true });
 }
 
-const PLOTS = { dots, latency, ablation };
+// A line a method by number of labels; colours tell strategies or methods apart, dashes the training, symbols both.
+function curves(node, data) {
+  const c = colours();
+  const style = getComputedStyle(document.documentElement);
+  const hue = (i) => style.getPropertyValue(`--hue${i % 8}`).trim();
+  const symbols = ["circle", "square", "diamond", "triangle-up", "x", "star", "cross", "triangle-down"];
+  const dashes = ["solid", "dash", "dot", "dashdot"];
+  const scale = (x) => (data.log ? Math.log10(x) : x), back = (x) => (data.log ? 10 ** x : x);
+  const first = scale(data.xs[0]), last = scale(data.xs.at(-1)), count = data.series.length;
+  const gaps = data.xs.slice(1).map((x, i) => scale(x) - scale(data.xs[i]));
+  const step = Math.min(0.3 * Math.min(...gaps), 0.03 * (last - first)) / Math.max(1, count - 1); // side by side
+  const beside = (x, i) => back(scale(x) + step * (i - (count - 1) / 2));
+  const traces = data.series.map((s, i) => {
+    const colour = s.plain ? c.plain : hue(s.hue);
+    return {
+      type: "scatter", mode: "lines+markers", name: s.method, cliponaxis: false, hoverinfo: "text",
+      x: s.points.map((p) => beside(p.x, i)), y: s.points.map((p) => p.mean),
+      text: s.points.map((p) => p.hover), customdata: s.points.map((p) => p.popover),
+      line: { color: colour, width: 1.8, dash: dashes[s.dash % dashes.length] },
+      marker: { color: colour, size: 8, symbol: symbols[s.hue % symbols.length] + (s.flagged ? "-open" : "") },
+      error_y: {
+        type: "data", symmetric: false, thickness: 1.4, width: 2, color: colour,
+        array: s.points.map((p) => p.high - p.mean), arrayminus: s.points.map((p) => p.mean - p.low),
+      },
+    };
+  });
+  const ends = [...data.series.flatMap((s) => s.points.flatMap((p) => [p.low, p.high])), ...(data.teacher === null ? [] : [data.teacher])];
+  const room = 0.04 * (last - first), range = [first - room, last + room];
+  const margin = { l: 54, r: data.teacher === null ? 16 : 66, t: 12 };
+  const width = node.clientWidth - margin.l - margin.r;
+  const points = data.xs.map((x) => ({ x, label: String(x), base: 0 }));
+  const marked = ticks(points, (x) => width * (scale(x) - range[0]) / (range[1] - range[0]), 12 + 7 * Math.max(...points.map((p) => p.label.length)));
+  const entry = 44 + 7 * Math.max(...data.series.map((s) => s.method.length)); // pixels of a name in the key
+  const key = 21 * Math.ceil(count / Math.max(1, Math.floor(width / entry)));
+  const teacher = data.teacher === null ? {} : {
+    shapes: [{ type: "line", layer: "below", xref: "paper", x0: 0, x1: 1, y0: data.teacher, y1: data.teacher, line: { color: c.teacher, width: 1.2, dash: "dash" } }],
+    annotations: [{ text: "teacher", showarrow: false, xref: "paper", x: 1, xanchor: "left", xshift: 3, y: data.teacher, font: { size: 11, color: c.teacher } }],
+  };
+  return Plotly.react(node, traces, {
+    ...baseLayout(c), ...teacher, uirevision: data.axis, height: (count > 8 ? 500 : 380) + key, margin: { ...margin, b: 56 + key }, showlegend: true,
+    legend: { orientation: "h", x: 0, xanchor: "left", yref: "container", y: 0, yanchor: "bottom", font: { color: c.ink }, entrywidth: entry - 34, entrywidthmode: "pixels" },
+    xaxis: axis(c, { type: data.log ? "log" : "linear", range, showgrid: false, tickvals: marked.map((p) => p.x), ticktext: marked.map((p) => p.label), title: { text: data.axis, font: { size: 12, color: c.soft }, standoff: 8 } }),
+    yaxis: axis(c, { range: padded(Math.min(...ends), Math.max(...ends), 0.05), title: { text: data.title, font: { size: 12, color: c.soft }, standoff: 6 } }),
+  }, { displayModeBar: false, responsive: true });
+}
+
+const PLOTS = { dots, latency, ablation, curves };
 
 function draw() {
   if (typeof Plotly === "undefined") return;

@@ -1,0 +1,311 @@
+"""Curves: a figure by number of labels, over the rounds of active loops or over pairs that differ in their shots."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from statistics import fmean
+from typing import Any, Literal
+
+from limbeck.engine.config import PLAIN
+from limbeck.engine.record import RunRecord
+from limbeck.errors import ConfigError, UnknownName
+from limbeck.leaderboard.by_labels import (
+    Runs,
+    families_of,
+    metrics_by_labels,
+    rounds_of,
+    shared_name,
+    shots_of,
+    strategy_of,
+)
+from limbeck.leaderboard.stats import CONFIDENCE, Estimate, Paired, estimate, holm, paired
+from limbeck.leaderboard.store import FLAGGED, Group, Results
+
+Kind = Literal["rounds", "shots"]
+RANDOM = "Random"  # the registered strategy that a choice is measured by
+
+
+@dataclass(frozen=True)
+class Gain:
+    """A difference over shared seeds at one number of labels.
+
+    over: the method that it is measured by.
+    p: Holm-adjusted over the ranked methods at this number of labels; the unadjusted one is `paired.p`.
+    """
+
+    over: str
+    paired: Paired
+    p: float | None
+
+
+@dataclass(frozen=True)
+class Point:
+    """One number of labels: the values by seed, their estimate, the records' ids by seed, and the gains.
+
+    over_plain: None for the plain student. over_random: over the same training with images chosen at random, where
+    that is another method than the plain student.
+    """
+
+    x: int
+    values: dict[int, float]
+    estimate: Estimate
+    records: dict[int, str]
+    over_plain: Gain | None = None
+    over_random: Gain | None = None
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One method by number of labels.
+
+    strategy: how a loop's images are chosen; None without a loop.
+    training: equal for methods that differ in nothing of the model but how images are chosen; 0 is the plain student's.
+    """
+
+    method: str
+    points: tuple[Point, ...]
+    flags: tuple[str, ...] = ()
+    strategy: str | None = None
+    training: int = 0
+
+
+@dataclass(frozen=True)
+class Curves:
+    """All methods' curves of one metric, the plain student first.
+
+    kind: 'rounds' of an active loop, one pair; 'shots', several pairs of a benchmark.
+    teacher: its mean of the metric, where it is one for all numbers of labels.
+    """
+
+    name: str
+    benchmark: str
+    version: int
+    kind: Kind
+    pairs: tuple[str, ...]
+    metric: str
+    is_primary: bool
+    higher_is_better: bool | None
+    curves: tuple[Curve, ...]
+    teacher: float | None = None
+    confidence: float = CONFIDENCE
+
+    @property
+    def axis(self) -> str:
+        """What is counted along x."""
+        return "labels" if self.kind == "rounds" else "labels a class"
+
+    @property
+    def xs(self) -> list[int]:
+        """Every number of labels, rising."""
+        return sorted({point.x for curve in self.curves for point in curve.points})
+
+
+@dataclass(frozen=True)
+class ComparedPoint:
+    """Two methods at one number of labels, on the seeds that both have."""
+
+    x: int
+    a: Estimate
+    b: Estimate
+    paired: Paired
+
+
+@dataclass(frozen=True)
+class ComparedCurves:
+    """Two methods' curves, and a − b at every number of labels that both have."""
+
+    name: str
+    a: str
+    b: str
+    metric: str
+    axis: str
+    points: tuple[ComparedPoint, ...]
+
+
+def build_curves(groups: Iterable[Group]) -> list[Curves]:
+    """The curves of some groups, those of each benchmark version in the order of its pairs; variants are left out.
+
+    A group whose records hold metrics 'name@N' is an active loop, and has curves of each such name, the primary metric
+    first. Groups of one benchmark version whose training sets differ in their number of shots make one curve together,
+    where there are two numbers or more and teacher, student and data are otherwise the same.
+    """
+    listed = list(groups)
+    found: list[Curves] = []
+    for group in listed:
+        found += _by_rounds(group)
+    for family in families_of([g for g in listed if not metrics_by_labels(g)]):
+        found.append(_by_shots(family))
+    place = {(g.benchmark, g.version, g.pair): i for i, g in enumerate(listed)}
+    return sorted(found, key=lambda c: min(place[c.benchmark, c.version, pair] for pair in c.pairs))
+
+
+def curves_of(results: Results, benchmarks: Sequence[str], *, pair: str | None = None) -> list[Curves]:
+    """The curves of some benchmarks' highest versions, or those of one pair alone.
+
+    Raises: UnknownName for a benchmark or pair; ConfigError where there is none.
+    """
+    groups = [g for name in benchmarks for g in results.benchmark(name)]
+    found = build_curves(groups)
+    if pair is not None:
+        known = {g.pair for g in groups}
+        if pair not in known:
+            raise UnknownName("pair", pair, known, f"of {', '.join(benchmarks)}")
+        found = [c for c in found if pair in c.pairs]
+    if not found:
+        raise ConfigError(
+            f"{', '.join(benchmarks)} has no curve by labels, neither active loops nor pairs that differ in shots; "
+            f"name two methods for: limbeck leaderboard compare {benchmarks[0]}"
+        )
+    return found
+
+
+def compare_curves(found: Curves, a: str, b: str) -> ComparedCurves | None:
+    """a − b by number of labels, over shared seeds; None where a method has no curve, or they share nothing."""
+    known = {curve.method.lower(): curve for curve in found.curves}
+    left, right = known.get(a.lower()), known.get(b.lower())
+    if left is None or right is None:
+        return None
+    theirs = {point.x: point.values for point in right.points}
+    points = []
+    for point in left.points:
+        difference = paired(point.values, theirs.get(point.x, {}))
+        if difference is not None:
+            ours, others = ([v[s] for s in difference.seeds] for v in (point.values, theirs[point.x]))
+            points.append(ComparedPoint(point.x, estimate(ours), estimate(others), difference))
+    if not points:
+        return None
+    return ComparedCurves(found.name, left.method, right.method, found.metric, found.axis, tuple(points))
+
+
+def curves_json(found: Curves) -> dict[str, Any]:
+    """Curves as JSON values; seeds become strings."""
+    return {**asdict(found), "axis": found.axis}
+
+
+# --- active loops ---
+
+
+def _by_rounds(group: Group) -> list[Curves]:
+    sample, made = group.sample, []
+    trainings: list[Any] = []
+    facts: dict[str, tuple[str | None, int]] = {}
+    for key, seeds in group.students.items():
+        first = seeds[min(seeds)]
+        model = first.config.get("model")
+        if model not in trainings:
+            trainings.append(model)
+        facts[key] = (strategy_of(first), trainings.index(model))
+    randoms = {number: key for key, (strategy, number) in reversed(facts.items()) if strategy == RANDOM}
+    for metric in metrics_by_labels(group):
+        runs = {key: rounds_of(seeds.values(), metric) for key, seeds in group.students.items()}
+        references = {key: randoms.get(number) for key, (_, number) in facts.items()}
+        primary = metric == sample.primary_metric
+        curves = _curves({key: list(s.values()) for key, s in group.students.items()}, runs, references)
+        made.append(
+            Curves(
+                name=group.name,
+                benchmark=group.benchmark,
+                version=group.version,
+                kind="rounds",
+                pairs=(group.pair,),
+                metric=metric,
+                is_primary=primary,
+                higher_is_better=sample.higher_is_better if primary else None,
+                curves=tuple(
+                    replace(curve, strategy=facts[key][0], training=facts[key][1]) for key, curve in curves.items()
+                ),
+                teacher=_teacher(group) if primary else None,
+            )
+        )
+    return [found for found in made if len(found.xs) > 1]
+
+
+# --- pairs that differ in their shots ---
+
+
+def _by_shots(family: Sequence[Group]) -> Curves:
+    sample, first = family[0].sample, family[0]
+    runs: dict[str, dict[int, dict[int, tuple[float, str]]]] = {}
+    records: dict[str, list[RunRecord]] = {}
+    for group in family:
+        for key, seeds in group.students.items():
+            runs.setdefault(key, {})[shots_of(group) or 0] = {s: (r.value, r.id) for s, r in seeds.items()}
+            records.setdefault(key, []).extend(seeds.values())
+    teachers = {_teacher(group) for group in family}
+    shared = shared_name(family)
+    return Curves(
+        name=f"{first.benchmark}/{shared}" if shared else first.benchmark,
+        benchmark=first.benchmark,
+        version=first.version,
+        kind="shots",
+        pairs=tuple(g.pair for g in family),
+        metric=sample.primary_metric,
+        is_primary=True,
+        higher_is_better=sample.higher_is_better,
+        curves=tuple(_curves(records, runs, {}).values()),
+        teacher=teachers.pop() if len(teachers) == 1 else None,
+    )
+
+
+# --- both ---
+
+
+def _curves(
+    records: Mapping[str, Sequence[RunRecord]], runs: Mapping[str, Runs], randoms: Mapping[str, str | None]
+) -> dict[str, Curve]:
+    """Curves by method, the plain student's first and the others by name.
+
+    Args:
+        records, runs: of each method, by its name in lower case.
+        randoms: the method with the same training that chooses at random.
+    """
+    made: dict[str, Curve] = {}
+    for key in sorted(records, key=lambda name: (name != PLAIN, name)):
+        if not runs[key]:
+            continue  # this metric was not measured
+        points = [
+            Point(
+                x,
+                {s: value for s, (value, _) in seeds.items()},
+                estimate([value for value, _ in seeds.values()]),
+                {s: identity for s, (_, identity) in seeds.items()},
+            )
+            for x, seeds in sorted(runs[key].items())
+        ]
+        flags = tuple(status for status in FLAGGED if any(r.status == status for r in records[key]))
+        made[key] = Curve(records[key][0].method, tuple(points), flags)
+    over_plain = _gains(made, {key: PLAIN for key in made if key != PLAIN})
+    over_random = _gains(made, {k: r for k in made if (r := randoms.get(k)) and r not in (k, PLAIN)})
+    return {
+        key: replace(
+            curve,
+            points=tuple(
+                replace(p, over_plain=over_plain.get((key, p.x)), over_random=over_random.get((key, p.x)))
+                for p in curve.points
+            ),
+        )
+        for key, curve in made.items()
+    }
+
+
+def _gains(curves: Mapping[str, Curve], over: Mapping[str, str]) -> dict[tuple[str, int], Gain]:
+    """Of each method, by name and number of labels, over another; p is adjusted over the unflagged ones of one x."""
+    values = {(key, p.x): p.values for key, curve in curves.items() for p in curve.points}
+    found: dict[tuple[str, int], Gain] = {}
+    for x in sorted({x for _, x in values}):
+        keys, differences = [], []
+        for key, other in over.items():
+            difference = paired(values.get((key, x), {}), values.get((other, x), {}))
+            if difference is not None:
+                keys.append(key)
+                differences.append(difference)
+        adjusted = holm([None if curves[k].flags else d.p for k, d in zip(keys, differences)])
+        for key, difference, p in zip(keys, differences, adjusted):
+            found[key, x] = Gain(curves[over[key]].method, difference, p)
+    return found
+
+
+def _teacher(group: Group) -> float | None:
+    """The mean of the primary metric of the teacher that the gap closed is measured by."""
+    return None if group.reference is None else fmean(r.value for r in group.references[group.reference].values())
