@@ -39,7 +39,7 @@ HIGHER = {"top1", "top5", "agreement", "mIoU", "bbox_mAP", "segm_mAP", "mAP", "N
 HIGHER |= {"aulc", "top1_ce_head", "top1_kd_head", "top1_mix"}
 LOWER = {"nll", "ece", "fid", "FID"}
 NO_COLUMN = {"bev_ap_exact", "3d_ap_exact", "ap40_ceiling"}  # records have them; a table would be too wide
-NO_COLUMN |= {"top1_mix_half", "ece_ce_head", "ece_kd_head"}
+NO_COLUMN |= {"top1_mix_half", "top1_logit_average", "ece_ce_head", "ece_kd_head"}
 
 
 @dataclass(frozen=True)

@@ -18,12 +18,15 @@ def architecture_name(config: Mapping[str, Any]) -> str:
     'segformer_w16', 'mobilenetv2_050' and 'tf_efficientnet_lite0_deeplabv3plus' for segmentors, whose head is named
     where it is not SegFormer's; 'resnetv1c18_aspp' for mmsegmentation's own configs. Detectors begin with their head:
     'gfl_resnet18w10', 'faster_rcnn_lite0', 'retinanet_mobilenetv2_050'; 'fcos_resnet50' for mmdetection's own configs.
-    'pointpillars16' and 'second64' for detectors on LiDAR, with their width.
+    'pointpillars16' and 'second64' for detectors on LiDAR, with their width. A DualHead has its backbone's name, and
+    'resnet8_dual' with two heads.
     """
     kind = str(config["type"])
     if kind == "CIFARResNet":
         width = config.get("width", 16)
         return f"resnet{config.get('depth', 20)}{'' if width == 16 else f'w{width}'}"
+    if kind == "DualHead":
+        return architecture_name(config["backbone"]) + ("_dual" if config.get("kd_head") else "")
     if kind == "timm":
         return _word(str(config["model"]).rsplit("/", 1)[-1].rsplit(":", 1)[-1].split(".")[0])
     if kind == "EfficientNetLite":

@@ -81,6 +81,8 @@ def test_name_is_architecture_benchmark_method_seed(tmp_path, method, seed, name
             dict(type="mmseg", config=dict(backbone=dict(type="HRNet"), decode_head=[{}, dict(type="OCRHead")])),
             "hrnet_ocr",
         ),
+        (dict(type="DualHead", backbone=dict(type="CIFARResNet", depth=8)), "resnet8"),
+        (dict(type="DualHead", backbone=dict(type="SmallCNN"), kd_head="linear"), "smallcnn_dual"),
     ],
 )
 def test_architecture_names(config, name):

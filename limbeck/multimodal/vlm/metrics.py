@@ -20,7 +20,7 @@ class DualHeadMetric(ClassificationMetric):
 
     Of two heads: `alpha` and `beta` that the model answers with, to a thousandth, which half-precision weights keep;
     `top1_ce_head` (α = 1) and `top1_kd_head` (α = 0), `ece_ce_head` and `ece_kd_head`; `top1_mix` (α = 0.5, β = 1) and
-    `top1_mix_half` (α = β = 0.5). A prediction has ce_logits, kd_logits (B, K), alpha and beta (B,) for them.
+    `top1_mix_half` (α = β = 0.5), and `top1_logit_average`, of the mean of both heads' logits. A prediction has ce_logits, kd_logits (B, K), alpha and beta (B,) for them.
     """
 
     keys = (*ClassificationMetric.keys, "ce_logits", "kd_logits", "alpha", "beta")
@@ -47,4 +47,6 @@ class DualHeadMetric(ClassificationMetric):
         for name, beta in (("top1_mix", 1.0), ("top1_mix_half", 0.5)):
             mixed = mix_log_probs(heads["ce"], heads["kd"], 0.5, beta)
             values[name] = float(100.0 * (mixed.argmax(1) == labels).double().mean())
+        average = (heads["ce"] + heads["kd"]).argmax(1)
+        values["top1_logit_average"] = float(100.0 * (average == labels).double().mean())
         return values | {name: round(float(merged[name][0]), 3) for name in ("alpha", "beta") if name in merged}

@@ -53,6 +53,7 @@ def test_figures_of_both_heads_and_mixes_equal_numpy():
         top1_kd_head=softmax(kd),
         top1_mix=softmax(ce) + softmax(kd),
         top1_mix_half=softmax(ce) + softmax(kd / 0.5),
+        top1_logit_average=(ce + kd) / 2,
     )
     for name, p in mixes.items():
         assert values[name] == pytest.approx(100 * np.mean(p.argmax(1) == labels))
