@@ -19,8 +19,9 @@ class DualHeadMetric(ClassificationMetric):
     """`ClassificationMetric`, and of two heads more; samples of label -1 do not count.
 
     Of two heads: `alpha` and `beta` that the model answers with, to a thousandth, which half-precision weights keep;
-    `top1_ce_head` (α = 1) and `top1_kd_head` (α = 0), `ece_ce_head` and `ece_kd_head`; `top1_mix` (α = 0.5, β = 1) and
-    `top1_mix_half` (α = β = 0.5), and `top1_logit_average`, of the mean of both heads' logits. A prediction has ce_logits, kd_logits (B, K), alpha and beta (B,) for them.
+    `top1_ce_head` (α = 1) and `top1_kd_head` (α = 0), `ece_ce_head` and `ece_kd_head`; `top1_mix` (α = 0.5, β = 1),
+    `top1_mix_half` (α = β = 0.5), and `top1_logit_average`, of the mean of both heads' logits. A prediction has
+    ce_logits, kd_logits (B, K), alpha and beta (B,) for them.
     """
 
     keys = (*ClassificationMetric.keys, "ce_logits", "kd_logits", "alpha", "beta")
