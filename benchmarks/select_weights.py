@@ -78,10 +78,8 @@ def validate(
     if method == TEACHER:
         options = RunOptions(out=out / "runs", records=out / "records", threads=1, latency_ms=0.0)
     else:
-        options = RunOptions(out=out / "runs" / f"x{factor}", cache=out / "cache", threads=1, latency_ms=0.0)
-        if "teacher" in run.model["members"]:
-            teacher = run.model["members"]["teacher"]
-            teacher["weights"] = str(out / "runs" / teacher["weights"].removeprefix("run://") / "student.safetensors")
+        place = out / "runs" / f"x{factor}"
+        options = RunOptions(out=place, cache=out / "cache", teachers=out / "runs", threads=1, latency_ms=0.0)
     try:
         record = execute(run, options)
     except TrainingStopped as error:

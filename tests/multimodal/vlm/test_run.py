@@ -19,6 +19,7 @@ from limbeck.errors import ConfigError
 from limbeck.multimodal.vlm.conflict import GradientConflictHook
 from tests.multimodal.vlm.toys import KNOWN, LinearClassifier, student
 
+ROOT = Path(__file__).parents[3]
 TONES = dict(
     train=dict(type="PartlyLabelled", of=dict(type="Tones"), labelled=list(KNOWN)),
     val=dict(type="Tones", split="val"),
@@ -102,7 +103,7 @@ def test_shipped_digits_configs_train_teacher_ce_and_dho(tmp_path):
     assert (dho.recipe.batch_size, dho.recipe.steps, dho.cost.samples_seen) == (96, 6, 576)
     assert dho.cost.teacher_forwards == 576
     assert dho.student.name == "DualHead (SmallCNN)"
-    assert (dho.task, dho.benchmark) == ("vlm-classification", "digits-4shot")
+    assert (dho.task, dho.benchmark) == ("vlm-classification", "dho-digits")
     assert plain.data.train_hash == dho.data.train_hash
     assert dho.config["data"]["train"]["shots_seed"] == 1
     saved = tmp_path / "runs" / dho.id / "student.safetensors"
@@ -110,11 +111,27 @@ def test_shipped_digits_configs_train_teacher_ce_and_dho(tmp_path):
     assert {k: v for k, v in dho.metrics.items() if k != "agreement"} == pytest.approx(again)
 
 
-def test_both_shipped_configs_differ_in_shots_alone():
-    one, four = (load_pair(f"multimodal/vlm/digits_{n}shot") for n in (1, 4))
-    assert (one.data.train["shots"], four.data.train["shots"]) == (1, 4)
-    assert one.methods == four.methods
-    assert one.student == four.student
+def test_weights_on_digits_are_those_that_the_grid_chose_on_validation():
+    said = json.loads((ROOT / "benchmarks" / "selection" / "dho-digits.json").read_text(encoding="utf-8"))
+    methods = load_pair(said["config"]).methods
+    for name, chosen in said["chosen"].items():
+        best = max(chosen["validation"].values())
+        assert chosen["validation"][str(chosen["factor"])] == best
+        assert methods[name].links[0]["weight"] == chosen["weight"]
+
+
+@pytest.mark.parametrize("teacher", ["", "clean_"])
+def test_shipped_configs_differ_in_shots_alone(teacher):
+    one, *more = (load_pair(f"multimodal/vlm/digits_{teacher}{n}shot") for n in (1, 2, 4, 8, 16))
+    assert [pair.data.train["shots"] for pair in (one, *more)] == [1, 2, 4, 8, 16]
+    for pair in more:
+        assert (pair.methods, pair.student, pair.teacher, pair.recipe) == (
+            one.methods,
+            one.student,
+            one.teacher,
+            one.recipe,
+        )
+    assert one.teacher.get("caption_noise", 0.4) == (0.0 if teacher else 0.4)
     assert list(one.methods) == ["KD", "KD-labelled", "CE+KD", "DHO", "CLIPFD", "CLIPCRD", "CLIPICL", "CLIPGD"]
     assert one.recipe.epochs * one.data.steps == 300
 

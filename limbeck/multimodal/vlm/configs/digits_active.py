@@ -5,10 +5,10 @@ from limbeck.multimodal.vlm.configs._base_.parts import active as _active
 
 _base_ = ["./_base_/digits.py"]
 
-benchmark = "digits-active"
-pair = "tiny_clip-cnn"
+benchmark = "active-digits"
+pair = "clip_noisy-cnn"
 title = "Handwritten digits (8×8), from 10 labels to 40"
-teacher_of = "multimodal/vlm/digits_4shot"
+teacher_of = "multimodal/vlm/digits_1shot"
 data = dict(train=dict(shots=1))
 adapter = dict(search=False)  # an active learner has no validation set
 loop = dict(type="ActiveLearning", strategy=dict(type="Random"), rounds=3)

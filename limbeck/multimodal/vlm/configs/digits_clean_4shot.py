@@ -1,0 +1,9 @@
+"""`_base_/digits.py` with 4 labels a class, taught by a CLIP of right captions."""
+
+_base_ = ["./_base_/digits.py"]
+
+pair = "clip_clean-cnn-4shot"
+title = "Handwritten digits (8×8), clean teacher, 4 labels a class"
+data = dict(train=dict(shots=4))
+teacher = dict(caption_noise=0.0)
+teacher_of = "multimodal/vlm/digits_clean_1shot"
