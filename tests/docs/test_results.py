@@ -8,24 +8,31 @@ from statistics import fmean
 
 import pytest
 
-from limbeck.engine.record import iter_records
+from limbeck.engine.record import RunRecord, iter_records
 from limbeck.engine.suite import load_suite, plan, state
 from limbeck.leaderboard import build_tables, load_results, update_markdown
 
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize(
-    "suite",
-    ["demo", "fashion-mnist", "cifar10-jpeg-cross", "ensemble", "flowers5", "search", "ablation", "camvid", "bccd"],
-)
+SUITES = "demo fashion-mnist cifar10-jpeg-cross ensemble flowers5 search ablation camvid bccd lidar"
+
+
+@pytest.mark.parametrize("suite", SUITES.split())
 def test_every_run_of_a_suite_has_a_current_record(suite):
     states = {job.id: state(job, ROOT / "results")[0] for job in plan(load_suite(suite))}
     assert set(states.values()) == {"done"}, {i: s for i, s in states.items() if s != "done"}
 
 
 @pytest.mark.parametrize(
-    "page", ["README.md", "docs/vision-results.md", "docs/segmentation-results.md", "docs/detection-results.md"]
+    "page",
+    [
+        "README.md",
+        "docs/vision-results.md",
+        "docs/segmentation-results.md",
+        "docs/detection-results.md",
+        "docs/pointcloud-results.md",
+    ],
 )
 def test_tables_in_pages_are_what_the_records_say(page):
     assert not update_markdown(ROOT / page, build_tables(load_results(ROOT / "results")), check=True)
@@ -44,6 +51,27 @@ def test_detection_page_has_the_measured_cost_of_a_step():
     said = {m: (f"{s['median']:.2f}", f"{s['min']:.2f} to {s['max']:.2f}") for m, s in steps.items() if m in peaks}
     assert {row[0]: (row[1], row[2]) for row in rows} == said
     assert {row[0]: row[3] for row in rows} == {m: f"{fmean(peaks[m]) / plain:.2f}" for m in said}
+
+
+def test_lidar_page_says_what_to_expect_at_each_size():
+    """Means over the seeds, of simulated scenes and of the real frames."""
+    text = (ROOT / "docs" / "pointcloud-results.md").read_text(encoding="utf-8")
+    table = text.split("<!-- expect -->")[1].split("<!-- /expect -->")[0]
+    rows = [[c.strip() for c in line.strip("|").split("|")] for line in table.strip().splitlines()[2:]]
+    for row, (size, width) in zip(rows, (("4×", 32), ("8×", 23), ("16×", 16)), strict=True):
+        found: dict[str, list[RunRecord]] = {}
+        for _, record in iter_records(ROOT / "results" / "lidar-scenes" / f"pointpillars64-pointpillars{width}"):
+            found.setdefault(record.method, []).append(record)
+        student = found["plain"][0].student
+        figures = [
+            f"{fmean(r.metrics[name] for r in found[method]):.1f}"
+            for name in ("bev_ap40", "kitti-frames.bev_ap40")
+            for method in ("plain", "CWD")
+        ]
+        assert row == [size, f"{student.parameters / 1e3:,.0f}k", f"{(student.flops or 0) / 1e9:.2f}G", *figures]
+    (teacher,) = iter_records(ROOT / "results" / "lidar-scenes" / "pointpillars64-pointpillars32" / "teacher")
+    values = [teacher[1].metrics[name] for name in ("bev_ap40", "kitti-frames.bev_ap40")]
+    assert "(the teacher has {:.1f}) and on the 25 real frames ({:.1f})".format(*values) in text
 
 
 def test_results_hold_records_and_nothing_else():
