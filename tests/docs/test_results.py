@@ -15,7 +15,7 @@ from limbeck.leaderboard import build_tables, load_results, update_markdown
 ROOT = Path(__file__).parents[2]
 
 
-SUITES = "demo fashion-mnist cifar10-jpeg-cross ensemble flowers5 search ablation camvid bccd lidar"
+SUITES = "demo fashion-mnist cifar10-jpeg-cross ensemble flowers5 search ablation camvid bccd lidar dho-digits"
 
 
 @pytest.mark.parametrize("suite", SUITES.split())
@@ -32,6 +32,7 @@ def test_every_run_of_a_suite_has_a_current_record(suite):
         "docs/segmentation-results.md",
         "docs/detection-results.md",
         "docs/pointcloud-results.md",
+        "docs/multimodal.md",
     ],
 )
 def test_tables_in_pages_are_what_the_records_say(page):
