@@ -161,7 +161,7 @@ def _render(cells: list[dict], classes: list[str], alike: list[list[int]]) -> st
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     jinja = Environment(
-        loader=PackageLoader("limbeck.multimodal.vlm", "templates"),
+        loader=PackageLoader("limbeck.multimodal.vlm", "pages"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
