@@ -125,11 +125,19 @@ def test_sizes_below_one_are_refused(zoo):
 
 @pytest.mark.parametrize("card", list_students(zoo_dir=SHIPPED), ids=lambda card: card.name)
 def test_shipped_student_predicts(card):
-    if stack := {"semantic-segmentation": "mmseg", "object-detection": "mmdet"}.get(card.task):
+    stacks = {"semantic-segmentation": "mmseg", "object-detection": "mmdet", "3d-object-detection": "mmdet3d"}
+    if stack := stacks.get(card.task):
         pytest.importorskip(stack, reason="the networks are OpenMMLab's")
     predictor = Predictor(card.name, zoo_dir=SHIPPED)
     assert not predictor.model.training
     assert sum(p.numel() for p in predictor.model.parameters()) == card.parameters
+    if card.task == "3d-object-detection":
+        draw = torch.Generator().manual_seed(0)
+        cloud = torch.rand(500, 4, generator=draw) * torch.tensor([30.0, 20.0, 2.0, 1.0]) - torch.tensor([0, 10, 2, 0])
+        (found,) = predictor(cloud)
+        assert found.boxes.shape == (len(found.labels), 7)
+        assert set(found.labels) <= set(card.classes)
+        return
     channels, height, width = card.preprocessing.input_size
     (found,) = predictor(torch.zeros(channels, height, width, dtype=torch.uint8))
     if card.task == "semantic-segmentation":
