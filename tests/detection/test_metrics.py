@@ -64,6 +64,7 @@ def random_scenes(
         truth.append((boxes.tolist(), labels.tolist(), flags.astype(float).tolist()))
         near = np.repeat(np.arange(count), rng.integers(0, 3, count)) if count else np.zeros(0, int)
         moved = boxes[near] + rng.normal(0, 2.5, (len(near), 4))
+        moved[:, 2:] = np.maximum(moved[:, 2:], moved[:, :2] + 1)  # a box turned inside out is none
         kinds = np.where(rng.random(len(near)) < 0.8, labels[near], rng.integers(0, classes, len(near)))
         corners = rng.uniform(0, 60, (int(rng.integers(0, 3)), 2))
         strays = np.concatenate((corners, corners + rng.uniform(8, 40, corners.shape)), 1)
