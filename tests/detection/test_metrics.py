@@ -110,7 +110,7 @@ def naive(truth: list[Scene], found: list[Scene], classes: int = 3) -> tuple[dic
             if real:
                 hits = np.cumsum(outcome) if outcome else np.zeros(0)
                 recall, precision = hits / real, hits / np.arange(1, len(hits) + 1)
-                levels = [precision[recall >= r - 1e-12] for r in np.linspace(0, 1, 101)]
+                levels = [precision[recall >= r] for r in np.linspace(0, 1, 101)]  # no tolerance, as COCO has none
                 table[t, k] = 100 * np.mean([one.max() if one.size else 0.0 for one in levels])
     means = [float(np.nanmean(part)) for part in (table, table[0], table[5])]
     return dict(zip(("mAP", "AP50", "AP75"), means)), np.nan_to_num(table).mean(0).tolist()
