@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from inspect import signature
 from pathlib import Path
 from typing import Any, cast
@@ -12,8 +12,9 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from limbeck.engine.adapter import TaskAdapter
+from limbeck.engine.adapter import Batch, TaskAdapter
 from limbeck.engine.config import PRETRAINED, DataConfig, RunConfig, parse
+from limbeck.engine.cost import evaluating
 from limbeck.engine.predictions import PredictionCache
 from limbeck.engine.registry import ADAPTERS, DATASETS, METRICS, MODELS, accepted_keys
 from limbeck.engine.weights import load_into
@@ -58,6 +59,26 @@ def eval_loader(data: DataConfig, split: str, dataset: Any = None) -> DataLoader
     )
 
 
+def read_batches(adapter: TaskAdapter, loader: Iterable[Any], preprocess: nn.Module) -> Iterator[Batch]:
+    """A loader's batches as the deployed member's preprocessing and the adapter make them."""
+    for data in loader:
+        ready = cast(dict[str, Any], preprocess(data, False))
+        yield adapter.batch(ready["inputs"], ready["data_samples"])
+
+
+@torch.no_grad()
+def predictions_of(
+    model: nn.Module, adapter: TaskAdapter, loader: Iterable[Any], preprocess: nn.Module
+) -> list[dict[str, Any]]:
+    """What the deployed member predicts on every batch of a loader, in its order; in evaluation mode."""
+    preprocess = preprocess.to(next(model.parameters()).device)
+    found: list[dict[str, Any]] = []
+    with evaluating(model):
+        for batch in read_batches(adapter, loader, preprocess):
+            found += adapter.predict(model, adapter.member_inputs(batch, model, model), batch)
+    return found
+
+
 @torch.no_grad()
 def evaluate(
     model: nn.Module,
@@ -91,9 +112,7 @@ def evaluate(
         [] if cache is not None and old is None and cache.keeps(member, loader) else None
         for member, old in zip(members, kept)
     ]
-    for index, data in enumerate(loader):
-        ready = cast(dict[str, Any], preprocess(data, False))
-        batch = adapter.batch(ready["inputs"], ready["data_samples"])
+    for index, batch in enumerate(read_batches(adapter, loader, preprocess)):
         found = [
             adapter.predict(m, adapter.member_inputs(batch, base, m), batch) if old is None else [old[index]]
             for m, old in zip(members, kept)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from limbeck.engine.config import DataConfig, RunConfig
 from limbeck.engine.distiller import Distiller, isolated_rng
-from limbeck.engine.evaluate import build_dataset, eval_loader
+from limbeck.engine.evaluate import build_dataset, eval_loader, read_batches
 from limbeck.engine.method import Method, TrainingSet
 from limbeck.errors import ConfigError, UnknownName
 
@@ -57,9 +57,7 @@ def _reader(
         if name not in link.teachers:
             raise UnknownName("teacher", name, link.teachers, f"of {link.name}")
         device = next(model.deploy.parameters()).device
-        for data in eval_loader(plain, "train", dataset):
-            ready = cast(dict[str, Any], model.data_preprocessor(data, False))
-            batch = model.adapter.batch(ready["inputs"], ready["data_samples"])
+        for batch in read_batches(model.adapter, eval_loader(plain, "train", dataset), model.data_preprocessor):
             if batch.ids is None:
                 raise ConfigError(
                     f"{link.name} needs the id of every sample, which {type(dataset).__name__} does not give"

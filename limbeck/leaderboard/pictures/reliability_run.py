@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from limbeck.engine.adapter import TaskAdapter
 from limbeck.engine.config import RunConfig, parse
 from limbeck.engine.data import UNLABELLED
-from limbeck.engine.evaluate import build_dataset, eval_loader, without_pretrained
+from limbeck.engine.evaluate import build_dataset, eval_loader, predictions_of, without_pretrained
 from limbeck.engine.record import RunRecord
 from limbeck.engine.registry import ADAPTERS, MODELS
 from limbeck.engine.weights import load_into
@@ -32,7 +32,6 @@ class Seen:
     samples: int
 
 
-@torch.no_grad()
 def head_bins(record: RunRecord, weights: Path) -> Seen:
     """Bins of the CE head, the KD head and the answer.
 
@@ -49,13 +48,8 @@ def head_bins(record: RunRecord, weights: Path) -> Seen:
     adapter = cast(TaskAdapter, ADAPTERS.make(run.model["adapter"]))
     model = cast(nn.Module, MODELS.make(without_pretrained(run.deployed)))
     load_into(model, weights, sha256=record.student_sha256)
-    model.eval()
-    preprocess = adapter.preprocessor(model)
-    parts: list[dict[str, Tensor]] = []
-    for data in eval_loader(run.data, "test", dataset):
-        ready = cast(dict[str, Any], preprocess(data, False))
-        batch = adapter.batch(ready["inputs"], ready["data_samples"])
-        parts += adapter.predict(model, batch.inputs, batch)
+    loader = eval_loader(run.data, "test", dataset)
+    parts = predictions_of(model, adapter, loader, adapter.preprocessor(model))
     if not all("kd_logits" in part for part in parts):
         raise ConfigError(f"{record.id} has not two heads to draw; name a benchmark with DHO")
     labels = torch.cat([part["labels"] for part in parts])

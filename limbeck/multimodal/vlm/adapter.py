@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from limbeck.engine.adapter import Batch, Forward, class_mismatch, once
 from limbeck.engine.cost import evaluating
 from limbeck.engine.data import UNLABELLED
+from limbeck.engine.evaluate import predictions_of
 from limbeck.engine.pixels import PixelAdapter, PixelPreprocessor, input_of, resized
 from limbeck.engine.registry import ADAPTERS
 from limbeck.errors import ConfigError
@@ -134,18 +135,11 @@ class VLMAdapter(PixelAdapter):
                 f"labels are class indices from 0, and {UNLABELLED} where hidden"
             )
 
-    @torch.no_grad()
     def settle(self, deploy: nn.Module, loader: Any, preprocessor: nn.Module) -> None:
         """Choose a dual head's α and β, where `search`. Raises: ConfigError for a split without labels."""
         if not (self.search and isinstance(deploy, DualHead) and deploy.kd_head is not None):
             return
-        preprocessor = preprocessor.to(next(deploy.parameters()).device)
-        parts = []
-        with evaluating(deploy):
-            for data in loader:
-                ready = cast(dict[str, Any], preprocessor(data, False))
-                batch = self.batch(ready["inputs"], ready["data_samples"])
-                parts += self.predict(deploy, batch.inputs, batch)
+        parts = predictions_of(deploy, self, loader, preprocessor)
         ce, kd, labels = (torch.cat([part[key] for part in parts]) for key in ("ce_logits", "kd_logits", "labels"))
         known = labels != UNLABELLED
         found = search_knobs(ce[known], kd[known], labels[known])

@@ -103,7 +103,7 @@ class Session:
             ids = self.rounds.asked(number + 1)
             if ids is None:
                 ids = self.rounds.choose(number + 1, self.loop.strategy, self.budget, len(self.images.classes))
-            return Step(number + 1, self._write(number + 1, ids, self._guesses(number, ids)), record)
+            return Step(number + 1, self._write(number + 1, ids, self.rounds.probabilities(number, ids)), record)
 
     def submit(self, labels: Path | None = None) -> tuple[int, int]:
         """Read the labels of the images that were asked for; the sheet's own file where none is named.
@@ -151,8 +151,3 @@ class Session:
     def _names(self) -> list[str] | None:
         paths = self.images.paths
         return None if paths is None else [str(path) for path in self.images.files or []]
-
-    def _guesses(self, number: int, ids: np.ndarray) -> np.ndarray:
-        """What the student says of the chosen images, (n, K)."""
-        pool = self.rounds.pool(number, frozenset({"probabilities"}))
-        return np.asarray(cast(np.ndarray, pool.probabilities)[ids], np.float32)

@@ -19,9 +19,9 @@ from limbeck.engine.run import STUDENT_FILE, RunOptions
 from limbeck.engine.selection import Strategy
 from limbeck.engine.weights import atomic_path
 from limbeck.errors import ConfigError
-from limbeck.multimodal.vlm.coverage import area_under_curve
+from limbeck.multimodal.vlm.coverage import area_under_curve, class_coverage
 from limbeck.multimodal.vlm.oracle import KnownLabels
-from limbeck.multimodal.vlm.rounds import Rounds, coverage_of
+from limbeck.multimodal.vlm.rounds import Rounds
 
 
 @LOOPS.register_module()
@@ -68,9 +68,8 @@ class ActiveLearning(Loop):
                 "lower loop.rounds or loop.budget"
             )
         _start(rounds, dataset.labelled, dataset.labels[dataset.labelled])
-        oracle = KnownLabels(_truth(config))
+        oracle = KnownLabels(_truth(config, dataset.pool_ids))
         records: list[RunRecord] = []
-        covered: list[float] = []
         for number in range(self.rounds + 1):
             if rounds.labels(number) is None:
                 ids = rounds.asked(number)
@@ -79,8 +78,9 @@ class ActiveLearning(Loop):
                 oracle.choose(ids)
                 rounds.label(number, ids, oracle.reveal(ids))
             records.append(rounds.train(number, self.rounds + 1, last=number == self.rounds))
-            covered.append(coverage_of(rounds.pool(number, frozenset()), classes)["covered"])
-        counts = [len(cast(tuple[np.ndarray, np.ndarray], rounds.labels(n))[0]) for n in range(self.rounds + 1)]
+        known = [cast(tuple[np.ndarray, np.ndarray], rounds.labels(n))[1] for n in range(self.rounds + 1)]
+        counts = [len(labels) for labels in known]
+        covered = [float(class_coverage(labels, classes).covered) for labels in known]
         record = whole(config, records, counts, covered)
         with atomic_path(folder / STUDENT_FILE) as temporary:
             shutil.copyfile(rounds.weights(self.rounds), temporary)
@@ -126,11 +126,11 @@ def _start(rounds: Rounds, ids: np.ndarray, labels: np.ndarray) -> None:
         rounds.label(0, ids, labels)
 
 
-def _truth(config: RunConfig) -> np.ndarray:
+def _truth(config: RunConfig, pool: np.ndarray) -> np.ndarray:
     """Labels (N,) of all images of the pool: read apart, so that no training set has them."""
     train = unaugmented(config.data).train
     base: Any = DATASETS.make({"split": train.get("split", "train"), **train["of"]}, where="in data.train.of")
-    labels = np.asarray(base.labels, np.int64)[build_dataset(config.data, "train").pool_ids]
+    labels = np.asarray(base.labels, np.int64)[pool]
     if (labels < 0).any():
         raise ConfigError(
             f"{config.method}: images of {base.name} have no labels to reveal; give them by hand, round by round: "

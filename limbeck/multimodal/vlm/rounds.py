@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -18,7 +19,7 @@ import torch
 from torch import nn
 
 from limbeck.engine.config import RunConfig
-from limbeck.engine.evaluate import build_dataset, eval_loader, without_pretrained
+from limbeck.engine.evaluate import build_dataset, eval_loader, read_batches, without_pretrained
 from limbeck.engine.prepare import unaugmented
 from limbeck.engine.record import RunRecord, config_hash, read_record, record_path
 from limbeck.engine.registry import ADAPTERS, MODELS
@@ -149,24 +150,37 @@ class Rounds:
         load_into(model, self.weights(number))
         return model.to(self.options.device).eval()
 
+    @cached_property
+    def images(self) -> Any:
+        """The pool without augmentation, the same in every round; its labels are round 0's."""
+        return build_dataset(unaugmented(self.config_of(0).data), "train")
+
     def pool(self, number: int, needs: frozenset[str]) -> Pool:
         """The pool as a round's student sees it, without augmentation: what of it a strategy needs."""
         known = self.labels(number)
         assert known is not None  # the round is trained
-        plain = unaugmented(self.config_of(number).data)
         tables: Mapping[str, np.ndarray] = {}
-        dataset = build_dataset(plain, "train")
         if needs:
-            adapter = cast("TaskAdapter", ADAPTERS.make(self.config.model["adapter"]))
-            loader = eval_loader(plain, "train", dataset)
-            tables = tables_of(self.student(number), adapter, loader, self.place(number), needs)
+            loader = eval_loader(self.config.data, "train", self.images)
+            tables = tables_of(self.student(number), self._adapter(), loader, self.place(number), needs)
         return Pool(
             probabilities=tables.get("probabilities"),
             features=tables.get("features"),
             labelled=known[0],
             labels=known[1],
-            unlabelled=np.setdiff1d(np.arange(len(dataset)), known[0]),
+            unlabelled=np.setdiff1d(np.arange(len(self.images)), known[0]),
         )
+
+    def probabilities(self, number: int, ids: np.ndarray) -> np.ndarray:
+        """What a round's student says of some images, (n, K)."""
+        batch = [self.images.__getitems__(ids)]
+        needs = frozenset({"probabilities"})
+        return tables_of(self.student(number), self._adapter(), batch, self.place(number), needs, len(ids))[
+            "probabilities"
+        ]
+
+    def _adapter(self) -> TaskAdapter:
+        return cast("TaskAdapter", ADAPTERS.make(self.config.model["adapter"]))
 
     def choose(
         self, number: int, strategy: Strategy, budget: int, classes: int, progress: Progress | None = None
@@ -196,25 +210,32 @@ def coverage_of(pool: Pool, classes: int) -> dict[str, float]:
 
 @torch.no_grad()
 def tables_of(
-    model: nn.Module, adapter: TaskAdapter, loader: Any, folder: Path, needs: frozenset[str]
+    model: nn.Module,
+    adapter: TaskAdapter,
+    loader: Any,
+    folder: Path,
+    needs: frozenset[str],
+    count: int | None = None,
 ) -> dict[str, np.ndarray]:
     """Probabilities (N, K) and features (N, d) of a loader's images in order, those of both that are needed.
 
     A table of more than 256 MB is a file in `folder`, float16; else it is float32 in memory.
+
+    Args:
+        count: N, where the loader is a list of batches.
     """
     ready = adapter.preprocessor(model).to(next(model.parameters()).device)
+    total = len(loader.dataset) if count is None else count
     tables: dict[str, np.ndarray] = {}
     start = 0
-    for data in loader:
-        given = cast(dict[str, Any], ready(data, False))
-        batch = adapter.batch(given["inputs"], given["data_samples"])
+    for batch in read_batches(adapter, loader, ready):
         inputs = adapter.member_inputs(batch, model, model)
         probabilities, features = adapter.embed(model, inputs)
         found = {"probabilities": probabilities, "features": features}
         for name in sorted(needs):
             rows = found[name].cpu().numpy()
             if name not in tables:
-                tables[name] = _table(folder / f"{name}.npy", (len(loader.dataset), rows.shape[1]))
+                tables[name] = _table(folder / f"{name}.npy", (total, rows.shape[1]))
             tables[name][start : start + len(rows)] = rows
         start += len(inputs)
     return tables

@@ -211,3 +211,17 @@ def test_data_are_checked_before_the_first_step():
     data.labels[:] = -1
     with pytest.raises(ConfigError, match="all are hidden"):
         adapter.check_data(make(), data)
+
+
+def test_knobs_are_chosen_at_the_size_that_the_student_takes():
+    """Batches keep the data set's size, for the teacher; the student never sees it."""
+    model = MODELS.make(dict(type="DualHead", backbone=dict(type="SmallCNN"), num_classes=3, kd_head="linear"))
+    seen: list[tuple[int, ...]] = []
+    model.backbone.register_forward_pre_hook(lambda _, inputs: seen.append(tuple(inputs[0].shape[1:])))
+    pixels = torch.randint(0, 256, (6, 1, 20, 20), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    samples = dict(labels=torch.arange(6) % 3, ids=torch.arange(6), views=torch.zeros(6, dtype=torch.int64))
+    adapter = VLMAdapter(search=True)
+    ready = adapter.preprocessor(model)
+    adapter.settle(model, [dict(inputs=pixels, data_samples=samples)], ready)
+    assert seen == [(1, 8, 8)]
+    assert ready(dict(inputs=pixels, data_samples=samples))["inputs"].shape == (6, 1, 20, 20)
