@@ -29,17 +29,12 @@ def next_(
     from rich.console import Console
 
     from limbeck.cli._progress import run_progress
-    from limbeck.engine.config import PairConfig, expand, load_pair, parse, with_overrides
+    from limbeck.engine.config import expand, load_pair
     from limbeck.engine.output import pick_device
     from limbeck.engine.run import RunOptions
     from limbeck.multimodal.vlm.interactive import Session
 
-    run = None
-    if config is not None:
-        pair = load_pair(config)
-        if set_:
-            pair = parse(PairConfig, with_overrides(pair.model_dump(), set_), "overridden config")
-        run = expand(pair, method, seed, teacher_weights=teacher)
+    run = None if config is None else expand(load_pair(config, set_), method, seed, teacher_weights=teacher)
     progress, report = run_progress(Console(stderr=True), "active learning")
     options = RunOptions(
         out=out / "runs",

@@ -31,16 +31,13 @@ def train(
     from rich.console import Console
 
     from limbeck.cli._progress import run_progress
-    from limbeck.engine.config import PairConfig, load_pair, parse, with_overrides
+    from limbeck.engine.config import load_pair
     from limbeck.engine.output import pick_device
     from limbeck.engine.run import RunOptions, execute
     from limbeck.engine.single import single_run
 
     console = Console(stderr=True)
-    pair = load_pair(config)
-    if set_:
-        pair = parse(PairConfig, with_overrides(pair.model_dump(), set_), "overridden config")
-    run = single_run(pair, method, seed, out, teacher)
+    run = single_run(load_pair(config, set_), method, seed, out, teacher)
     progress, report = run_progress(console, run.id)
     options = RunOptions(
         out=out / "runs",

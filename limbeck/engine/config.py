@@ -311,9 +311,11 @@ def shipped_configs() -> dict[str, Path]:
     return found
 
 
-def load_pair(name: str) -> PairConfig:
+def load_pair(name: str, overrides: list[str] | None = None) -> PairConfig:
     """Read a pair config through mmengine's Config.
 
+    Args:
+        overrides: see `with_overrides`.
     Raises: ConfigError for a file that does not run or lacks keys; UnknownName for unknown keys.
     """
     from mmengine.config import Config
@@ -330,7 +332,8 @@ def load_pair(name: str) -> PairConfig:
     raw.pop("custom_imports", None)  # mmengine has imported them: a user's own methods, models and data
     # What a file imports to compute with is no key; mmengine leaves out modules and Python functions, but not all else.
     keys = {k: v for k, v in raw.items() if not k.startswith("_") and not callable(v)}
-    return parse(PairConfig, keys, str(path))
+    pair: PairConfig = parse(PairConfig, keys, str(path))
+    return parse(PairConfig, with_overrides(pair.model_dump(), overrides), "overridden config") if overrides else pair
 
 
 @dataclass(frozen=True)

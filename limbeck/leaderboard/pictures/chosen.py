@@ -20,7 +20,7 @@ from limbeck.leaderboard.pictures.members import (
     lowest,
     plan_members,
 )
-from limbeck.leaderboard.pictures.plans import Strict, picture_files, save_description, save_picture
+from limbeck.leaderboard.pictures.plans import Strict, save_drawn
 from limbeck.leaderboard.store import Group, Results
 
 FOLDER = "chosen"  # of a site; also the command that draws
@@ -121,19 +121,18 @@ def draw_chosen(
         for record in plan.records
     ]
     picture = draw(members, pool, f"{plan.group.name}: images of {sample.data.name} that were chosen, in order")
-    path, beside = picture_files(site, FOLDER, plan.group)
-    found = Chosen(
-        **plan.described(),
-        picture_sha256=save_picture(picture, path),
-        size=picture.size,
+    return save_drawn(
+        Chosen,
+        plan,
+        FOLDER,
+        site,
+        picture,
         data=sample.data.name,
         train_hash=sample.data.train_hash,
         classes=len(pool.classes),
         pool=len(pool),
         members=members,
     )
-    save_description(found, beside)
-    return path, found
 
 
 def find_chosen(group: Group, site: str | Path) -> Chosen | None:

@@ -155,11 +155,6 @@ def plan_examples(
     return plans
 
 
-def example_files(site: str | Path, group: Group) -> tuple[Path, Path]:
-    """The picture of a group in a site's folder, and the JSON beside it."""
-    return picture_files(site, FOLDER, group)
-
-
 def draw_examples(
     plan: Plan, site: str | Path, *, results: str | Path, legend: Legend, count: int = 4, report: Report | None = None
 ) -> Path:
@@ -183,7 +178,7 @@ def draw_examples(
     sample = plan.records[PLAIN]
     heading = f"{plan.group.name}: test split of {sample.data.name}, students of seed {sample.seed}"
     picture = PANELS[sample.task](shown, heading, titles, seen.dataset, legend)
-    path, beside = example_files(site, plan.group)
+    path, beside = picture_files(site, FOLDER, plan.group)
     digest = save_picture(picture, path)
     save_description(_described(plan, shown, seen.candidates, digest, picture.size), beside)
     return path
@@ -224,7 +219,7 @@ def find_examples(group: Group, site: str | Path) -> Examples | None:
 
     Raises: StalePicture when a file is not whole, or another record or other weights would be drawn today.
     """
-    picture, beside = example_files(site, group)
+    picture, beside = picture_files(site, FOLDER, group)
     again = f"draw them again with: limbeck leaderboard examples {group.benchmark} --pair {group.pair}"
     found = read_description(Examples, picture, beside, again)
     if found is None:

@@ -18,10 +18,8 @@ from limbeck.leaderboard.pictures.plans import (
     Strict,
     find_run,
     linked_runs,
-    picture_files,
     plan_runs,
-    save_description,
-    save_picture,
+    save_drawn,
 )
 from limbeck.leaderboard.store import Group, Results
 
@@ -90,11 +88,6 @@ def plan_masks(
     return plan_runs(results, benchmarks, masked, tasks=TASKS, weights=weights, runs=runs, pair=pair)
 
 
-def mask_files(site: str | Path, group: Group) -> tuple[Path, Path]:
-    """The picture of a group in a site's folder, and the JSON beside it."""
-    return picture_files(site, FOLDER, group)
-
-
 def draw_masks(
     plan: RunPlan, site: str | Path, *, results: str | Path, count: int = 3, report: Report | None = None
 ) -> tuple[Path, Masks]:
@@ -121,11 +114,12 @@ def draw_masks(
     picture = draw(
         seen, epochs, chosen, curves, f"{plan.group.name}: spatial masks of {record.method}, seed {record.seed}"
     )
-    path, beside = mask_files(site, plan.group)
-    found = Masks(
-        **plan.described(),
-        picture_sha256=save_picture(picture, path),
-        size=picture.size,
+    return save_drawn(
+        Masks,
+        plan,
+        FOLDER,
+        site,
+        picture,
         rerun_sha256=seen.student_sha256,
         data=record.data.name,
         content_hash=seen.content_hash,
@@ -140,8 +134,6 @@ def draw_masks(
         moved_most=chosen,
         curves=curves,
     )
-    save_description(found, beside)
-    return path, found
 
 
 def find_masks(group: Group, site: str | Path) -> Masks | None:

@@ -15,6 +15,7 @@ from limbeck.leaderboard.pictures.plans import (
     Strict,
     find_weights,
     groups_of,
+    groups_with,
     picture_files,
     read_description,
 )
@@ -93,15 +94,7 @@ def plan_members(
     Raises: UnknownName for the pair; ConfigError for a task that is not drawn, where no pair has such a run, and where
         weights are missing.
     """
-    found: list[tuple[Group, list[RunRecord]]] = []
-    lacking: list[ConfigError] = []
-    for group in groups_of(results, benchmarks, pair, TASKS):
-        try:
-            found.append((group, choose(group)))
-        except ConfigError as error:
-            lacking.append(error)
-    if lacking and not found:
-        raise lacking[0]
+    found = groups_with(groups_of(results, benchmarks, pair, TASKS), choose)
     return [
         MembersPlan(group, records, {r.id: find_weights(r.id, r.student_sha256, weights, runs) for r in records})
         for group, records in found

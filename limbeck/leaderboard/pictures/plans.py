@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from urllib.parse import quote
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -54,7 +54,21 @@ class RunDescription(Description):
 
 
 Described = TypeVar("Described", bound=Description)
+Chosen = TypeVar("Chosen")
 OfRun = TypeVar("OfRun", bound=RunDescription)
+
+
+class Drawable(Protocol):
+    """A plan of one picture."""
+
+    @property
+    def group(self) -> Group:
+        """Whose picture it is."""
+        ...
+
+    def described(self) -> dict[str, Any]:
+        """Fields of the picture's `Description` but for those of the picture."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -94,16 +108,27 @@ def plan_runs(
     Raises: UnknownName for the pair; ConfigError for a task that is not drawn, where no pair has such a run, and where
         a teacher's weights are missing.
     """
-    found: list[tuple[Group, RunRecord]] = []
+    found = groups_with(groups_of(results, benchmarks, pair, tasks), choose)
+    return [RunPlan(group, record, _teachers(record, weights, runs)) for group, record in found]
+
+
+def groups_with(groups: Sequence[Group], choose: Callable[[Group], Chosen]) -> list[tuple[Group, Chosen]]:
+    """The groups that have something to draw, and what it is.
+
+    Args:
+        choose: gives what of a group is drawn, or raises ConfigError where there is nothing.
+    Raises: ConfigError where no group has.
+    """
+    found: list[tuple[Group, Chosen]] = []
     lacking: list[ConfigError] = []
-    for group in groups_of(results, benchmarks, pair, tasks):
+    for group in groups:
         try:
             found.append((group, choose(group)))
         except ConfigError as error:
             lacking.append(error)
     if lacking and not found:
         raise lacking[0]
-    return [RunPlan(group, record, _teachers(record, weights, runs)) for group, record in found]
+    return found
 
 
 def linked_runs(group: Group, link: str) -> Iterator[tuple[RunRecord, Mapping[str, Any]]]:
@@ -204,6 +229,22 @@ def save_description(found: Description, beside: Path) -> None:
     Raises: OutputError.
     """
     write_json(beside, found.model_dump(mode="json"))
+
+
+def save_drawn(
+    kind: type[Described], plan: Drawable, folder: str, site: str | Path, picture: Image, **said: Any
+) -> tuple[Path, Described]:
+    """Write a planned picture, and beside it what it says, into a site's folder; returns the path and what it says.
+
+    Args:
+        folder: of the site.
+        said: fields of `kind` beside the plan's and the picture's.
+    Raises: OutputError.
+    """
+    path, beside = picture_files(site, folder, plan.group)
+    found = kind(**plan.described(), picture_sha256=save_picture(picture, path), size=picture.size, **said)
+    save_description(found, beside)
+    return path, found
 
 
 def read_description(kind: type[Described], picture: Path, beside: Path, again: str) -> Described | None:

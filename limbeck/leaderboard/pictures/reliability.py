@@ -21,7 +21,7 @@ from limbeck.leaderboard.pictures.members import (
     lowest,
     plan_members,
 )
-from limbeck.leaderboard.pictures.plans import Strict, picture_files, save_description, save_picture
+from limbeck.leaderboard.pictures.plans import Strict, save_drawn
 from limbeck.leaderboard.store import Group, Results
 
 if TYPE_CHECKING:
@@ -132,18 +132,17 @@ def draw_reliability(
     picture = draw(
         members, f"{plan.group.name}: confidence and accuracy on the test split of {sample.data.name}", legend
     )
-    path, beside = picture_files(site, FOLDER, plan.group)
-    found = Reliability(
-        **plan.described(),
-        picture_sha256=save_picture(picture, path),
-        size=picture.size,
+    return save_drawn(
+        Reliability,
+        plan,
+        FOLDER,
+        site,
+        picture,
         data=sample.data.name,
         content_hash=sample.data.content_hash,
         samples=samples,
         members=members,
     )
-    save_description(found, beside)
-    return path, found
 
 
 def find_reliability(group: Group, site: str | Path) -> Reliability | None:

@@ -19,10 +19,8 @@ from limbeck.leaderboard.pictures.plans import (
     find_run,
     linked_runs,
     model_of,
-    picture_files,
     plan_runs,
-    save_description,
-    save_picture,
+    save_drawn,
 )
 from limbeck.leaderboard.store import Group, Results
 
@@ -100,11 +98,6 @@ def plan_voxels(
     return plan_runs(results, benchmarks, chosen, tasks=TASKS, weights=weights, runs=runs, pair=pair)
 
 
-def voxel_files(site: str | Path, group: Group) -> tuple[Path, Path]:
-    """The picture of a group in a site's folder, and the JSON beside it."""
-    return picture_files(site, FOLDER, group)
-
-
 def draw_voxels(
     plan: RunPlan, site: str | Path, *, results: str | Path, legend: Legend, count: int = 3
 ) -> tuple[Path, Voxels]:
@@ -126,14 +119,15 @@ def draw_voxels(
     record = plan.record
     seen = choose_again(record, plan.teachers, count)
     teacher, sha256 = teacher_of(record)
-    path, beside = voxel_files(site, plan.group)
     heading = f"{plan.group.name}: voxels that {record.method} compares, of the validation split"
     frames = [frame.described(seen.largest_weight) for frame in seen.frames]
     picture = draw(seen, frames, heading, legend)
-    found = Voxels(
-        **plan.described(),
-        picture_sha256=save_picture(picture, path),
-        size=picture.size,
+    return save_drawn(
+        Voxels,
+        plan,
+        FOLDER,
+        site,
+        picture,
         teacher_record=teacher,
         teacher_sha256=sha256,
         tap=seen.tap,
@@ -145,8 +139,6 @@ def draw_voxels(
         largest_weight=seen.largest_weight,
         frames=frames,
     )
-    save_description(found, beside)
-    return path, found
 
 
 def find_voxels(group: Group, site: str | Path) -> Voxels | None:

@@ -16,15 +16,15 @@ from limbeck.errors import ConfigError, OutputError, UnknownName
 from limbeck.leaderboard.checks import check_apart
 from limbeck.leaderboard.page_examples import examples_view
 from limbeck.leaderboard.pictures.examples import (
+    FOLDER,
     Examples,
     Sample,
     compared,
-    example_files,
     find_examples,
     plan_examples,
 )
 from limbeck.leaderboard.pictures.examples import Member as Column
-from limbeck.leaderboard.pictures.plans import StalePicture
+from limbeck.leaderboard.pictures.plans import StalePicture, picture_files
 from limbeck.leaderboard.site import build_site
 from limbeck.leaderboard.store import Group, load_results
 from tests.leaderboard.fabricate import fabricate, write_all
@@ -52,7 +52,7 @@ def group_of(folder: Path, records: Iterable[RunRecord]) -> Group:
 
 def drawn(group: Group, site: Path) -> Examples:
     """What the command leaves in a site's folder, with a made-up picture."""
-    picture, beside = example_files(site, group)
+    picture, beside = picture_files(site, FOLDER, group)
     picture.parent.mkdir(parents=True, exist_ok=True)
     picture.write_bytes(b"picture")
     records = compared(group)
@@ -249,7 +249,7 @@ def test_picture_of_a_method_that_left_is_stale(tmp_path: Path) -> None:
 
 def test_files_that_are_not_whole_are_not_shown(tmp_path: Path) -> None:
     group = group_of(tmp_path / "r", scenes())
-    picture, beside = example_files(tmp_path / "site", group)
+    picture, beside = picture_files(tmp_path / "site", FOLDER, group)
     assert find_examples(group, tmp_path / "site") is None
     drawn(group, tmp_path / "site")
     picture.write_bytes(b"another picture")

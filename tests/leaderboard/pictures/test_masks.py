@@ -19,8 +19,8 @@ from limbeck.engine.weights import sha256_file
 from limbeck.errors import ConfigError, CorruptFile, OutputError, UnknownName
 from limbeck.leaderboard.page_masks import masks_view
 from limbeck.leaderboard.pictures.mask_run import changes, moved_most, movement
-from limbeck.leaderboard.pictures.masks import find_masks, mask_files, masked, plan_masks
-from limbeck.leaderboard.pictures.plans import StalePicture
+from limbeck.leaderboard.pictures.masks import FOLDER, find_masks, masked, plan_masks
+from limbeck.leaderboard.pictures.plans import StalePicture, picture_files
 from limbeck.leaderboard.store import Group, load_results
 from tests.leaderboard.conftest import EPOCHS
 from tests.leaderboard.fabricate import fabricate, linked, write_all
@@ -136,7 +136,7 @@ def test_picture_that_is_not_whole_is_stale(
     digit_runs: SimpleNamespace, drawn: SimpleNamespace, tmp_path: Path
 ) -> None:
     group = group_of(digit_runs.results)
-    picture, beside = mask_files(tmp_path, group)
+    picture, beside = picture_files(tmp_path, FOLDER, group)
     assert find_masks(group, tmp_path) is None
     picture.parent.mkdir(parents=True)
     beside.write_text(json.dumps(drawn.found))

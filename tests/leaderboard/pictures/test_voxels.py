@@ -20,8 +20,8 @@ from limbeck.engine.registry import DATASETS
 from limbeck.engine.weights import sha256_file
 from limbeck.errors import ConfigError, CorruptFile
 from limbeck.leaderboard.page_voxels import voxels_view
-from limbeck.leaderboard.pictures.plans import StalePicture
-from limbeck.leaderboard.pictures.voxels import Voxels, chosen, find_voxels, plan_voxels, voxel_files
+from limbeck.leaderboard.pictures.plans import StalePicture, picture_files
+from limbeck.leaderboard.pictures.voxels import FOLDER, Voxels, chosen, find_voxels, plan_voxels
 from limbeck.leaderboard.store import Group, load_results
 from tests.leaderboard.fabricate import fabricate, linked, write_all
 from tests.leaderboard.pictures.test_masks import call
@@ -149,7 +149,7 @@ def test_picture_that_is_not_whole_is_stale(
     lidar_runs: SimpleNamespace, drawn: SimpleNamespace, tmp_path: Path
 ) -> None:
     group = group_of(lidar_runs.results)
-    picture, beside = voxel_files(tmp_path, group)
+    picture, beside = picture_files(tmp_path, FOLDER, group)
     assert find_voxels(group, tmp_path) is None
     picture.parent.mkdir(parents=True)
     beside.write_text(json.dumps(drawn.found))
