@@ -306,9 +306,10 @@ class Distiller(BaseModel):
         taps = list(dict.fromkeys(taps))  # a link may read one tap in several pairs
         with ExitStack() as stack:
             store = stack.enter_context(tapped(model, taps))
-            if precision != "float32":
+            if precision != "float32" or name in self.frozen:  # a step's autocast is of the members that it trains
                 kind = next(model.parameters()).device.type
-                stack.enter_context(torch.autocast(kind, dtype=getattr(torch, precision)))
+                half = None if precision == "float32" else getattr(torch, precision)
+                stack.enter_context(torch.autocast(kind, dtype=half, enabled=half is not None))
             forward = self.adapter.forward(model, inputs, batch, with_loss=with_loss)
         for tap in taps:
             name, index = split_tap(tap)

@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
 from mmengine.device import is_cuda_available
 from mmengine.logging import MMLogger
 from mmengine.model import MMDistributedDataParallel
-from mmengine.optim import OneCycleLR, OptimWrapperDict
+from mmengine.optim import OneCycleLR, OptimWrapper, OptimWrapperDict
 from mmengine.registry import LOOPS, OPTIM_WRAPPERS, PARAM_SCHEDULERS
 from mmengine.runner import BaseLoop, Runner
 from torch import nn
 from torch.utils.data import DataLoader
 
 from limbeck.errors import DeviceError, UnknownName
+
+
+@OPTIM_WRAPPERS.register_module()
+class CPUAutocastWrapper(OptimWrapper):
+    """A step in bfloat16 on a CPU: autocast without a gradient scaler, which bfloat16's range does not need.
+
+    mmengine's `AmpOptimWrapper` refuses a CPU. Faster where the processor multiplies in bfloat16 (AMX, AVX-512 BF16).
+    """
+
+    @contextmanager
+    def optim_context(self, model: nn.Module) -> Iterator[None]:
+        """mmengine's context of a step, under autocast."""
+        with super().optim_context(model), torch.autocast("cpu", dtype=torch.bfloat16):
+            yield
 
 
 class JointOptimWrapper(OptimWrapperDict):
@@ -132,12 +147,9 @@ def build_optim_wrapper(model: nn.Module, links: Any, recipe: Any) -> Any:
     Args:
         model: the Distiller (unwrapped or wrapped).
         recipe: a RecipeConfig.
-    Raises: DeviceError for half precision without a GPU.
+    Raises: DeviceError for float16 without a GPU.
     """
-    amp = recipe.precision != "float32"
-    if amp and not is_cuda_available():
-        raise DeviceError(f"recipe.precision={recipe.precision!r} needs a GPU, which this machine lacks; use 'float32'")
-    base = dict(type="AmpOptimWrapper", dtype=recipe.precision) if amp else dict(type="OptimWrapper")
+    base = _wrapper_config(recipe.precision)
     optimizers = {"main": (recipe.optimizer, recipe.paramwise)}
     optimizers |= {name: (optimizer, recipe.paramwise) for name, optimizer in recipe.optimizers.items()}
     optimizers |= {f"link{index}": (link.optimizer, None) for index, link in enumerate(links) if link.optimizer}
@@ -153,6 +165,18 @@ def build_optim_wrapper(model: nn.Module, links: Any, recipe: Any) -> Any:
     groups = _groups(model, links, recipe.optimizers)
     wrappers = {name: wrapper(params, *optimizers[name]) for name, params in groups.items()}
     return wrappers["main"] if len(wrappers) == 1 else JointOptimWrapper(**wrappers)
+
+
+def _wrapper_config(precision: str) -> dict[str, Any]:
+    if precision == "float32":
+        return dict(type="OptimWrapper")
+    if is_cuda_available():
+        return dict(type="AmpOptimWrapper", dtype=precision)
+    if precision == "bfloat16":
+        return dict(type="CPUAutocastWrapper")
+    raise DeviceError(
+        f"recipe.precision={precision!r} needs a GPU, which this machine lacks; use 'bfloat16' or 'float32'"
+    )
 
 
 def _groups(model: nn.Module, links: Any, members: Mapping[str, Any]) -> dict[str, list[tuple[str, nn.Parameter]]]:

@@ -168,8 +168,26 @@ def test_clipping_leaves_the_recipe_as_it_was(tmp_path):
     assert {w.grad_name for w in wrapper.values()} == {"grad_value"}
 
 
-@pytest.mark.parametrize("precision", ["float16", "bfloat16"])
-def test_half_precision_without_a_gpu_is_one_sentence(tmp_path, precision, monkeypatch):
+def test_float16_without_a_gpu_is_one_sentence(tmp_path, monkeypatch):
     monkeypatch.setattr(runner, "is_cuda_available", lambda: False)
-    with pytest.raises(DeviceError, match=rf"recipe.precision='{precision}' needs a GPU.*use 'float32'"):
-        built(tmp_path, precision)
+    with pytest.raises(DeviceError, match=r"recipe.precision='float16' needs a GPU.*use 'bfloat16' or 'float32'"):
+        built(tmp_path, "float16")
+
+
+def test_bfloat16_on_a_cpu_trains_in_it_and_leaves_the_frozen_teacher_as_it_is(tmp_path, monkeypatch):
+    """The teacher's outputs are cached by its own precision; a step's autocast must not change them."""
+    monkeypatch.setattr(runner, "is_cuda_available", lambda: False)
+    model, wrapper = built(tmp_path, "bfloat16")
+    seen: dict[str, set[torch.dtype]] = dict(teacher=set(), student=set())
+    for name, found in seen.items():
+        model.member(name).fc.register_forward_hook(lambda _m, _i, output, found=found: found.add(output.dtype))
+    before = state_of(model)
+    losses = model.train_step(ToyData("train").__getitems__(list(range(12))), wrapper)
+    after = state_of(model)
+    assert seen == dict(teacher={torch.float32}, student={torch.bfloat16})
+    assert all(value.dtype == torch.float32 for value in after.values() if value.is_floating_point())
+    for key in ("links.0.bridge.weight", "links.1.bridge.weight", "members.student.fc.weight"):
+        assert not torch.equal(after[key], before[key])
+    twin, _ = built(tmp_path, "float32")
+    exact = sum(value.item() for value in twin(**ToyData("train").__getitems__(list(range(12))), mode="loss").values())
+    assert float(losses["loss"]) == pytest.approx(exact, rel=0.03)

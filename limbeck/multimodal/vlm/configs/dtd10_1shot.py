@@ -2,6 +2,6 @@
 
 _base_ = ["./_base_/dtd10.py"]
 
-pair = "joined-mobilenetv3-1shot"
-title = "Ten textures (64×64), pool of 612, 1 label a class"
+pair = "joined-resnet8-1shot"
+title = "Ten textures (48×48), pool of 612, 1 label a class"
 data = dict(train=dict(shots=1))

@@ -2,7 +2,7 @@
 
 _base_ = ["./_base_/dtd10.py"]
 
-pair = "joined-mobilenetv3-2shot"
-title = "Ten textures (64×64), pool of 612, 2 labels a class"
+pair = "joined-resnet8-2shot"
+title = "Ten textures (48×48), pool of 612, 2 labels a class"
 data = dict(train=dict(shots=2))
 teacher_of = "multimodal/vlm/dtd10_1shot"

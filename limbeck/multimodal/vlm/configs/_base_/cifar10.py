@@ -1,9 +1,12 @@
 """CIFAR-10 as JPEG copy, 32×32, a pool of 10,000 images of which a few a class are labelled.
 
 The teacher is zero-shot: EfficientNet-Lite2 and MiniLM, joined by a map that has not seen these images; it looks at
-them enlarged to 160 pixels. Its logits of four augmented views of each image are computed once, for all runs. Students
-are ResNet-8, from random weights; updates are counted, 6 epochs of 50 steps. Rate, λ and temperature are a first choice
-and were not varied.
+them enlarged to 160 pixels. Its logits of two augmented views of each image are computed once, for all runs. Students
+are ResNet-8, from random weights, in bfloat16 (a processor without it wants --set recipe.precision=float32, for other
+numbers); updates are counted, 6 epochs of 50 steps. λ and temperature are the published ones and were not varied.
+
+The rate is by val, for plain students, seeds 100 and 101; top-1 with 4 and 16 labels: 20.1, 27.7 at 1e-3; 19.8, 29.1 at
+3e-3; 19.8, 30.5 at 1e-2.
 """
 
 from limbeck.multimodal.vlm.configs._base_.parts import few_labels as _few_labels
@@ -12,7 +15,7 @@ task = "vlm-classification"
 benchmark = "dho-cifar10-jpeg"
 benchmark_version = 1
 
-_train = dict(type="CIFAR10JPEG", augment=dict(pad=4, flip=True), views=4, limit=10000)
+_train = dict(type="CIFAR10JPEG", augment=dict(pad=4, flip=True), views=2, limit=10000)
 data = dict(
     train=dict(type="PartlyLabelled", split="train", of=_train, shots=4, shots_seed="run"),
     val=dict(type="CIFAR10JPEG", split="val", limit=1000),
@@ -38,7 +41,9 @@ student = dict(
 )
 recipe = dict(
     epochs=6,
-    optimizer=dict(type="AdamW", lr=2e-3, weight_decay=0.01),
+    precision="bfloat16",
+    channels_last=True,
+    optimizer=dict(type="AdamW", lr=1e-2, weight_decay=0.01),
     param_scheduler=[
         dict(type="LinearLR", start_factor=0.01, end=1),
         dict(type="LinearLR", start_factor=1.0, end_factor=0.0, begin=1),

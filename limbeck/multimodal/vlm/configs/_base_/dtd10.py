@@ -1,10 +1,12 @@
 """Ten textures of DTD, 160 pixels: a pool of 612 images of which a few a class are labelled.
 
-The zero-shot teacher is weak here: it has learnt objects. Students are MobileNetV3-small ×0.5 at 64 pixels, from random
-weights; everything else as `cifar10.py`, and as little varied.
+The zero-shot teacher is weak here: it has learnt objects. Students are ResNet-8 at 48 pixels, from random weights, for
+4 epochs of 50 steps; all else as `cifar10.py`, the rate too. On val, plain students with 16 labels a class, seeds 100
+and 101, have 27.3; MobileNetV3-small ×0.5 at 64 pixels had 17.8, 18.3 and 20.4 at rates of 1e-3, 3e-3 and 1e-2.
 """
 
-from limbeck.multimodal.vlm.configs._base_.cifar10 import adapter, cache, metric, recipe, task, teacher_recipe  # noqa: F401
+from limbeck.multimodal.vlm.configs._base_.cifar10 import adapter, cache, metric, task, teacher_recipe  # noqa: F401
+from limbeck.multimodal.vlm.configs._base_.cifar10 import recipe as _recipe
 from limbeck.multimodal.vlm.configs._base_.parts import few_labels as _few_labels
 
 benchmark = "dho-dtd10"
@@ -39,12 +41,15 @@ teacher = dict(
 student = dict(
     type="DualHead",
     backbone=dict(
-        type="timm",
-        model="mobilenetv3_small_050",
-        input_size=(3, 64, 64),
+        type="CIFARResNet",
+        depth=8,
+        width=16,
+        input_size=(3, 48, 48),
         mean=(0.485, 0.456, 0.406),
         std=(0.229, 0.224, 0.225),
+        num_classes=0,
     ),
     num_classes=10,
 )
+recipe = dict(_recipe, epochs=4)
 methods = _few_labels(student)
