@@ -77,6 +77,13 @@ class MetricConfig(_Strict):
     type: str
     primary: str = "top1"
     higher_is_better: bool = True
+    options: Dict = Field(default_factory=dict, description="arguments of the metric", exclude_if=_absent)
+
+    def build(self) -> Any:
+        """The metric, with nothing seen. Raises: UnknownName, ConfigError."""
+        from limbeck.engine.registry import METRICS
+
+        return METRICS.make({"type": self.type, **self.options}, where="in metric")
 
 
 class RecipeConfig(_Strict):
@@ -121,6 +128,9 @@ class MethodConfig(_Strict):
     members: dict[str, Dict] = Field(
         default_factory=dict,
         description="keys of members that differ: dict(teacher=dict(type='trained')) trains it too",
+    )
+    train: Dict | None = Field(
+        default=None, description="training data in the place of the pair's, for a method that needs no images"
     )
     cache: bool = Field(
         default=True, description="False for a method that alters the images, so that nothing can be cached"
@@ -385,15 +395,19 @@ def expand(
     if variant is not None:
         spec, student_model = apply_variant(spec, student_model, variant, name)
     student: Dict = dict(type="trained", model=student_model if teacher is None else teacher.model)
-    members: Dict = {n: _frozen(pair, n, given.get(n, TrainedTeacher())) for n in teachers_of(spec)}
+    read = teachers_of(spec)
+    averages = {n: keys for n, keys in spec.members.items() if n in read and keys.get("type") == "ema"}
+    members: Dict = {n: _frozen(pair, n, given.get(n, TrainedTeacher())) for n in read if n not in averages}
     for member, keys in spec.members.items():
+        if member in averages:
+            continue
         if member not in members:
             raise UnknownName("member", member, members, f"in members of method {name}")
         own = members[member] if keys.get("type", "frozen") == "frozen" else {"model": _model_of(pair, member)}
         members[member] = {**own, **keys}
     model = dict(
         type="Distiller",
-        members={**members, "student": student},
+        members={**members, "student": student, **averages},
         deploy="student",
         adapter=pair.adapter,
         links=spec.links,
@@ -402,6 +416,8 @@ def expand(
     data = pair.data
     if teacher is not None and (changed := {**pair.teacher_data, **teacher.data}):
         data = parse(DataConfig, {**pair.data.model_dump(), **changed}, "teacher_data")
+    elif spec.train is not None:
+        data = data.model_copy(update=dict(train=spec.train))
     data = data.model_copy(update=dict(train=_seeded(data.train, seed, cached=teacher is None and bool(pair.cache))))
     recipe = pair.recipe if teacher is None else teacher.recipe or pair.teacher_recipe or pair.recipe
     if teacher is None and spec.optimizers:

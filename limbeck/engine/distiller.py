@@ -224,14 +224,18 @@ class Distiller(BaseModel):
         for index, method, _ in active:
             if method.alters_batch:
                 batch = method.alter(batch, torch.Generator().manual_seed(self._draw(index)))
+        reading = [m for m in links if not m.runs_members]
         # Teachers first: their activations are gone before the student's graph is built.
         found: dict[str, Any] = {
-            n: self._fixed_taps(n, batch, taps) for n in self._fixed_names() if (taps := self.taps_of(n, links))
+            n: self._fixed_taps(n, batch, taps) for n in self._fixed_names() if (taps := self.taps_of(n, reading))
         }
         own = self._own_batches(active, found, batch)
         terms: dict[str, Tensor] = {}
         for name in self.members:
-            found[name], forward = self._forward_member(name, own[name], self.taps_of(name, links), with_loss=True)
+            taps = self.taps_of(name, reading)
+            if not taps and self.task_weight == 0.0 and len(reading) < len(links):
+                continue  # its links run it themselves, and its own loss counts nothing
+            found[name], forward = self._forward_member(name, own[name], taps, with_loss=True)
             for key, value in forward.losses.items():
                 total = sum(value) if isinstance(value, (list, tuple)) else value
                 scale = self.task_weight if "loss" in key else 1.0
@@ -264,10 +268,11 @@ class Distiller(BaseModel):
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big")
 
     def _link_inputs(self, index: int, method: Method, found: Mapping[str, Any], batch: Batch) -> LinkInputs:
-        teachers = [[found[name][t].detach() for t, _ in method.taps] for name in method.teachers]
+        taps = [] if method.runs_members else method.taps
+        teachers = [[found[name][t].detach() for t, _ in taps] for name in method.teachers]
         return LinkInputs(
             teacher=teachers[0],
-            student=[found[method.student][s] for _, s in method.taps] if method.student in found else [],
+            student=[found[method.student][s] for _, s in taps] if method.student in found else [],
             targets=batch.targets,
             progress=self.progress,
             ids=batch.ids,

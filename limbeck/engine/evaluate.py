@@ -16,7 +16,7 @@ from limbeck.engine.adapter import Batch, TaskAdapter
 from limbeck.engine.config import PRETRAINED, DataConfig, RunConfig, parse
 from limbeck.engine.cost import evaluating
 from limbeck.engine.predictions import PredictionCache
-from limbeck.engine.registry import ADAPTERS, DATASETS, METRICS, MODELS, accepted_keys
+from limbeck.engine.registry import ADAPTERS, DATASETS, MODELS, accepted_keys
 from limbeck.engine.weights import load_into
 from limbeck.errors import ConfigError, DataMissing
 
@@ -153,7 +153,7 @@ def evaluate_weights(config: Mapping[str, Any], weights: str | Path, *, device: 
     loaders = {"": eval_loader(run.data, "test"), **further_loaders(run.data)}
     found: dict[str, float] = {}
     for name, loader in loaders.items():
-        metric = METRICS.make({"type": run.metric.type})
+        metric = run.metric.build()
         found |= named(evaluate(model, adapter=adapter, loader=loader, metric=metric), name)
     return found
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from limbeck.engine.record import config_hash
 
 if TYPE_CHECKING:
     from limbeck.engine.config import RunConfig
@@ -24,3 +27,44 @@ class Loop(ABC):
             options: of the whole; inner runs get `out` and `records` below `folder`.
             folder: of this run, held for it alone; the student that the record is of ends up in it.
         """
+
+
+def options_of_round(options: RunOptions, place: Path, number: int, rounds: int) -> RunOptions:
+    """Options of one of a loop's runs, of which only the last measures a latency.
+
+    Args:
+        place: folder of the round, which gets runs/ and records/.
+        number: of the round, from 0 on. rounds: how many there will be, for the progress.
+    """
+    tell = options.progress
+
+    def progress(stage: str, done: int, total: int) -> None:
+        if tell is not None:
+            tell(f"round {number + 1}: {stage}", number * total + done, rounds * total)
+
+    return replace(
+        options,
+        out=place / "runs",
+        records=place / "records",
+        teachers=options.teachers or options.out,
+        latency_ms=options.latency_ms if number == rounds - 1 else 0.0,
+        drop_other=True,
+        progress=progress,
+    )
+
+
+def record_of_rounds(config: RunConfig, records: list[RunRecord], **changes: Any) -> RunRecord:
+    """The record of a loop: the last round's, with the loop's whole config and the cost of all rounds.
+
+    Args:
+        changes: further fields.
+    """
+    last = records[-1]
+    total: dict[str, Any] = {
+        field: sum(getattr(record.cost, field) for record in records)
+        for field in ("train_seconds", "samples_seen", "teacher_forwards")
+    }
+    total["peak_memory_mb"] = max(record.cost.peak_memory_mb for record in records)
+    identity = config.model_dump(mode="json")
+    facts = dict(config=identity, config_hash=config_hash(identity), cost=last.cost.model_copy(update=total))
+    return last.model_copy(update={**facts, **changes})

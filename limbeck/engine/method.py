@@ -73,6 +73,8 @@ class Method(nn.Module):
     - a memory bank: `register_buffer` in `connect`; buffers are saved for resume, never with the student;
     - parameters with their own optimiser: set the class attribute `optimizer` to an mmengine optimizer config;
     - a second forward: `batch.second_forward`, and `wants_inputs = True` for the members' inputs;
+    - members that see other inputs than the batch's: `runs_members = True`. The engine then does not run them for this
+      link, whose `batch.teacher` and `batch.student` are empty: it runs them itself by `batch.second_forward`;
     - several teachers: `many_teachers = True`, then `batch.teachers`;
     - a member's own layers (its classifier, its last stage): `self.members[name]`, set before `connect`;
     - facts of the whole training split (labels, class means of the teacher): `wants_data = True` and `prepare(data)`;
@@ -94,6 +96,7 @@ class Method(nn.Module):
     default_taps: ClassVar[Sequence[TapPair]] = ()
     optimizer: ClassVar[dict[str, Any] | None] = None
     wants_inputs: ClassVar[bool] = False
+    runs_members: ClassVar[bool] = False
     wants_data: ClassVar[bool] = False
     alters_batch: ClassVar[bool] = False
     alters_targets: ClassVar[bool] = False

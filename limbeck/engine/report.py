@@ -29,7 +29,6 @@ from limbeck.engine.record import (
     config_hash,
     record_id,
 )
-from limbeck.engine.registry import METRICS
 from limbeck.engine.weights import load_into
 from limbeck.errors import TrainingStopped
 
@@ -63,7 +62,7 @@ def build_record(run: Ended) -> RunRecord:
     config, model = run.config, run.model
     load_into(model.deploy, run.weights, sha256=run.sha256)  # the metrics are those of the saved file
     test = eval_loader(config.data, "test")
-    metric = METRICS.make({"type": config.metric.type})
+    metric = config.metric.build()
     common: dict[str, Any] = dict(adapter=model.adapter, preprocessor=model.data_preprocessor, deploy=model.deploy)
     teacher = next(iter(model.frozen.values()), None)  # of several, the first; the config has them all
     metrics = evaluate(model.deploy, loader=test, metric=metric, teacher=teacher, cache=run.predictions, **common)

@@ -39,7 +39,7 @@ from limbeck.engine.output import check_output, exclusive, pick_device
 from limbeck.engine.predictions import PredictionCache
 from limbeck.engine.prepare import prepare_links
 from limbeck.engine.record import RunRecord, config_hash, write_failure, write_record
-from limbeck.engine.registry import LOOPS, METRICS
+from limbeck.engine.registry import LOOPS
 from limbeck.engine.report import Ended, build_failure, build_record
 from limbeck.engine.runner import DistillRunner, build_optim_wrapper
 from limbeck.engine.weights import load_state, save_weights
@@ -135,7 +135,7 @@ def _train(config: RunConfig, options: RunOptions, folder: Path, device: torch.d
             member,
             adapter=model.adapter,
             loader=val,
-            metric=METRICS.make({"type": config.metric.type}),
+            metric=config.metric.build(),
             deploy=model.deploy,
             preprocessor=model.data_preprocessor,
             cache=kept,

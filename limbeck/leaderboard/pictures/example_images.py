@@ -16,7 +16,7 @@ from limbeck.engine.adapter import TaskAdapter
 from limbeck.engine.config import PLAIN, RunConfig, parse
 from limbeck.engine.evaluate import build_dataset, eval_loader, without_pretrained
 from limbeck.engine.record import RunRecord
-from limbeck.engine.registry import ADAPTERS, METRICS, MODELS
+from limbeck.engine.registry import ADAPTERS, MODELS
 from limbeck.engine.weights import load_into
 from limbeck.errors import ConfigError, CorruptFile
 from limbeck.leaderboard.pictures.examples import BEST, DRAW_SEED, Chosen
@@ -63,7 +63,7 @@ class Comparison:
             )
         self._data = run.data.model_copy(update=dict(eval_batch_size=1))
         self._adapter = cast(TaskAdapter, ADAPTERS.make(run.model["adapter"]))
-        self._metric = METRICS.make({"type": run.metric.type})
+        self._metric = run.metric.build()
         self._primary = run.metric.primary
         self._models = {member: self._load(record, weights[member]) for member, record in records.items()}
         self._preprocessors = {member: self._adapter.preprocessor(model) for member, model in self._models.items()}

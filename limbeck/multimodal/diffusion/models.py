@@ -13,6 +13,8 @@ from torch import nn
 from limbeck.engine.registry import MODELS, require
 from limbeck.errors import ConfigError, CorruptFile, DataMissing, UnknownName
 from limbeck.multimodal.diffusion.denoiser import Denoiser
+from limbeck.multimodal.diffusion.generator import BOOTGenerator, ImageGenerator
+from limbeck.multimodal.diffusion.samplers import Sampler
 from limbeck.multimodal.diffusion.schedule import NoiseSchedule, PredictionKind, schedule_of
 
 __all__ = ["denoiser_model", "diffusers_denoiser", "unet_2d"]
@@ -29,13 +31,17 @@ def denoiser_model(
     image_size: int | Sequence[int] = 28,
     channels: int = 1,
     clip: bool = True,
-) -> Denoiser:
+    sampler: Mapping[str, Any] | None = None,
+    boot_t_min: int | None = None,
+) -> ImageGenerator:
     """A denoiser with random weights.
 
     Args:
         network: config of a registered network, which also gets `image_size`, `channels` and `num_classes`.
         schedule: `dict(type='cosine', steps=1600)`, the default, or a scheduler of diffusers by its class name.
         prediction, num_classes, image_size, channels, clip: see `Denoiser`.
+        sampler: how images are made, as `dict(kind='ddim', steps=4)`; see `Sampler`, whose defaults are taken.
+        boot_t_min: the network is a BOOT student, read at this time; see `BOOTGenerator`.
     Raises: ExtraMissing; UnknownName, ConfigError.
     """
     size: dict[str, Any] = dict(image_size=image_size, channels=channels)
@@ -45,7 +51,12 @@ def denoiser_model(
         else MODELS.make(network, where="as network of a Denoiser", num_classes=num_classes, **size)
     )
     found = NoiseSchedule.cosine() if schedule is None else schedule_of(schedule)
-    return Denoiser(built, found, prediction, num_classes, clip=clip, **size)
+    made = Sampler(**sampler or {})
+    made.scheduler(found)  # steps that do not divide the schedule's are said now
+    common: dict[str, Any] = dict(clip=clip, sampler=made, **size)
+    if boot_t_min is not None:
+        return BOOTGenerator(built, found, prediction, num_classes, t_min=boot_t_min, **common)
+    return ImageGenerator(built, found, prediction, num_classes, **common)
 
 
 @MODELS.register_module(name="UNet2DModel")

@@ -153,7 +153,10 @@ class Sampler:
 
         Raises: UserError where it is NaN or infinite.
         """
-        x0 = denoiser.predict(z, t, labels, self.guidance).x0
+        return self.checked(denoiser, denoiser.predict(z, t, labels, self.guidance).x0, t)
+
+    def checked(self, denoiser: Denoiser, x0: Tensor, t: int) -> Tensor:
+        """`x0` (B, C, H, W) clamped as this sampler does. Raises: UserError where it is NaN or infinite."""
         if not bool(torch.isfinite(x0).all()):
             raise UserError(
                 f"sampling stopped at time {t}: the network gives NaN or infinity; check its weights and prediction"

@@ -11,9 +11,9 @@ import numpy as np
 
 from limbeck.engine.config import RunConfig
 from limbeck.engine.evaluate import build_dataset
-from limbeck.engine.loop import Loop
+from limbeck.engine.loop import Loop, record_of_rounds
 from limbeck.engine.prepare import unaugmented
-from limbeck.engine.record import RunRecord, config_hash, write_record
+from limbeck.engine.record import RunRecord, write_record
 from limbeck.engine.registry import DATASETS, LOOPS, STRATEGIES
 from limbeck.engine.run import STUDENT_FILE, RunOptions
 from limbeck.engine.selection import Strategy
@@ -101,21 +101,7 @@ def whole(config: RunConfig, records: list[RunRecord], counts: list[int], covere
     metrics = last.metrics | {"aulc": area_under_curve(counts, curve)}
     metrics |= {f"{name}@{count}": value for count, value in zip(counts, curve)}
     metrics |= {f"covered@{count}": value for count, value in zip(counts, covered)}
-    total: dict[str, Any] = {
-        field: sum(getattr(record.cost, field) for record in records)
-        for field in ("train_seconds", "samples_seen", "teacher_forwards")
-    }
-    total["peak_memory_mb"] = max(record.cost.peak_memory_mb for record in records)
-    identity = config.model_dump(mode="json")
-    return last.model_copy(
-        update=dict(
-            config=identity,
-            config_hash=config_hash(identity),
-            metrics=metrics,
-            data=first.data,
-            cost=last.cost.model_copy(update=total),
-        )
-    )
+    return record_of_rounds(config, records, metrics=metrics, data=first.data)
 
 
 def _start(rounds: Rounds, ids: np.ndarray, labels: np.ndarray) -> None:

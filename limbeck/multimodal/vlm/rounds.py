@@ -20,6 +20,7 @@ from torch import nn
 
 from limbeck.engine.config import RunConfig
 from limbeck.engine.evaluate import build_dataset, eval_loader, read_batches, without_pretrained
+from limbeck.engine.loop import options_of_round
 from limbeck.engine.prepare import unaugmented
 from limbeck.engine.record import RunRecord, config_hash, read_record, record_path
 from limbeck.engine.registry import ADAPTERS, MODELS
@@ -119,21 +120,9 @@ class Rounds:
         found = self.record(number)
         if found is not None:
             return found
-        tell = self.options.progress
-
-        def progress(stage: str, done: int, total: int) -> None:
-            if tell is not None:
-                tell(f"round {number + 1}: {stage}", number * total + done, rounds * total)
-
-        options = replace(
-            self.options,
-            out=self.place(number) / "runs",
-            records=self.place(number) / "records",
-            teachers=self.options.teachers or self.options.out,
-            latency_ms=self.options.latency_ms if last else 0.0,
-            drop_other=True,
-            progress=progress,
-        )
+        options = options_of_round(self.options, self.place(number), number, rounds)
+        if not last:
+            options = replace(options, latency_ms=0.0)
         record = execute(self.config_of(number), options)
         assert record is not None  # one process alone runs a loop
         return record

@@ -1,0 +1,119 @@
+"""Rounds of halving: progressive distillation from many steps to few (arXiv 2202.00512, algorithm 2)."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from limbeck.engine.config import RunConfig
+from limbeck.engine.loop import Loop, options_of_round, record_of_rounds
+from limbeck.engine.record import RunRecord, config_hash, read_record, record_path, write_record
+from limbeck.engine.registry import LOOPS
+from limbeck.engine.run import STUDENT_FILE, RunOptions, execute
+from limbeck.engine.weights import atomic_path
+from limbeck.errors import ConfigError
+
+
+@LOOPS.register_module()
+class Halving(Loop):
+    """Train a student of start/2 steps, then one of start/4 that learns from it, down to the config's own steps.
+
+    The recipe's epochs are those of all rounds together and are split evenly, so that a row of halvings costs what
+    another method's run does; every round begins the rate's schedule anew, with a new optimiser. Rounds that are done
+    are not repeated. The record is the last round's, with the whole config and the cost of all rounds.
+
+    Args:
+        start: steps of the first teacher; the last student's times a power of 2.
+    Raises: ConfigError for steps that halving does not lead to, or fewer epochs than rounds.
+    """
+
+    def __init__(self, start: int) -> None:
+        self.start = start
+
+    def run(self, config: RunConfig, options: RunOptions, folder: Path) -> RunRecord:
+        """See the class."""
+        rounds = self.rounds(config)
+        if config.recipe.epochs % len(rounds):
+            raise ConfigError(
+                f"{config.method}: {config.recipe.epochs} epochs cannot be split evenly over {len(rounds)} halvings; "
+                f"set recipe.epochs to a multiple of {len(rounds)}"
+            )
+        records: list[RunRecord] = []
+        for number, steps in enumerate(rounds):
+            records.append(self.round(config, options, folder, number, steps, records, len(rounds)))
+        first = records[0]
+        record = record_of_rounds(
+            config,
+            records,
+            teacher=first.teacher,
+            teacher_record=first.teacher_record,
+            initial_hash=first.initial_hash,
+        )
+        with atomic_path(folder / STUDENT_FILE) as temporary:
+            shutil.copyfile(self.weights(config, folder, len(rounds) - 1), temporary)
+        if options.records is not None:
+            write_record(options.records, record)
+        return record
+
+    def rounds(self, config: RunConfig) -> list[int]:
+        """The students' steps, falling to the config's own."""
+        last = int(config.deployed.get("sampler", {}).get("steps", 0))
+        found = []
+        steps = self.start
+        while last and steps % 2 == 0 and steps > last:
+            steps //= 2
+            found.append(steps)
+        if not found or found[-1] != last:
+            raise ConfigError(
+                f"{config.method}: halving {self.start} steps does not lead to the student's {last}; set loop.start to "
+                "its steps times a power of 2"
+            )
+        return found
+
+    def round(
+        self,
+        config: RunConfig,
+        options: RunOptions,
+        folder: Path,
+        number: int,
+        steps: int,
+        before: list[RunRecord],
+        rounds: int,
+    ) -> RunRecord:
+        """The student of one halving, trained now where it is missing."""
+        run = self.inner(config, folder, number, steps, before, config.recipe.epochs // rounds)
+        inner = options_of_round(options, folder / "rounds" / str(number), number, rounds)
+        assert inner.records is not None
+        path = record_path(inner.records, run.id)
+        if path.is_file() and (inner.out / run.id / STUDENT_FILE).is_file():
+            found = read_record(path)
+            if found.config_hash == config_hash(run.model_dump(mode="json")):
+                return found
+        record = execute(run, inner)
+        assert record is not None  # one process alone runs a loop
+        return record
+
+    def weights(self, config: RunConfig, folder: Path, number: int) -> Path:
+        """The file of a round's student."""
+        return folder / "rounds" / str(number) / "runs" / config.id / STUDENT_FILE
+
+    def inner(
+        self, config: RunConfig, folder: Path, number: int, steps: int, before: list[RunRecord], epochs: int
+    ) -> RunConfig:
+        """The run of one round: the round before is its teacher, without guidance, which that has learnt."""
+        value: dict[str, Any] = config.model_dump()
+        value.pop("loop", None)
+        value["recipe"]["epochs"] = epochs
+        members, links = value["model"]["members"], value["model"]["links"]
+        student = members["student"]["model"]
+        student["sampler"] = {**student.get("sampler", {}), "steps": steps}
+        links[0]["steps"] = steps
+        if number:
+            weights = self.weights(config, folder, number - 1)
+            taught = {**student, "sampler": {**student["sampler"], "steps": 2 * steps}}
+            members["teacher"] = dict(
+                type="frozen", model=taught, weights=str(weights), sha256=before[-1].student_sha256, expected=None
+            )
+            links[0]["guidance"] = 1.0
+        return RunConfig.model_validate(value)

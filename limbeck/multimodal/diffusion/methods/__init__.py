@@ -1,0 +1,1 @@
+"""Step distillation of diffusion models: one method, one file."""

@@ -1,0 +1,126 @@
+"""What methods of step distillation share: a student that starts as the teacher, and members that are asked."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, cast
+
+import torch
+from torch import Tensor
+
+from limbeck.engine.method import LinkInputs, Method, Shapes
+from limbeck.errors import ConfigError, ShapeMismatch
+from limbeck.multimodal.diffusion.adapter import denoiser
+from limbeck.multimodal.diffusion.denoiser import Denoiser
+from limbeck.multimodal.diffusion.generator import Noisy
+from limbeck.multimodal.diffusion.schedule import NoiseSchedule
+
+
+class StepDistillation(Method):
+    """A link that runs teacher and student itself, on noisy images that it makes.
+
+    Images are float (B, C, H, W) in [-1, 1]; times are integers, -1 the clean image; see `NoiseSchedule`.
+
+    Args:
+        guidance: of the teacher, w in null + w (conditional - null); the student learns the guided answer without.
+        drop_labels: share of labels that are replaced by the null class, so that the student keeps it; only without
+            guidance, which has no meaning for the null class.
+        start: 'teacher' copies the teacher's weights into the student before the first step, as all official codes do;
+            'own' leaves the student's.
+        weight, kwargs: see `Method`.
+    Raises: ConfigError.
+    """
+
+    default_taps = (("x0", "x0"),)
+    wants_inputs = True
+    runs_members = True
+    reads_images: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        *,
+        guidance: float = 1.0,
+        drop_labels: float = 0.0,
+        start: str = "teacher",
+        weight: float = 1.0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(weight=weight, **kwargs)
+        if start not in ("teacher", "own"):
+            raise ConfigError(f"start of {type(self).__name__} is 'teacher' or 'own'; got {start!r}")
+        if not 0.0 <= drop_labels < 1.0 or (drop_labels and guidance != 1.0):
+            raise ConfigError(
+                f"drop_labels of {type(self).__name__} is a share in [0, 1), and 0 with guidance; got {drop_labels}"
+            )
+        self.guidance, self.drop_labels, self.start = guidance, drop_labels, start
+
+    def connect(self, teacher_shapes: Shapes, student_shapes: Shapes) -> None:
+        """Check that both are denoisers of one schedule and shape; the student gets the teacher's weights."""
+        teacher, student = denoiser(self.members[self.teachers[0]]), self.learner
+        if not teacher.schedule.same_as(student.schedule) or teacher.image_shape != student.image_shape:
+            raise ConfigError(
+                f"{type(self).__name__} links denoisers of one noise schedule and image shape; "
+                f"got {teacher.schedule.steps} times and {teacher.image_shape} of the teacher, "
+                f"{student.schedule.steps} and {student.image_shape} of the student"
+            )
+        if self.weight and self.start == "teacher":
+            try:
+                student.load_state_dict(teacher.state_dict())
+            except RuntimeError as error:
+                raise ShapeMismatch(
+                    f"{type(self).__name__}: the student cannot start with the teacher's weights, for it is another "
+                    "network; set start='own'"
+                ) from error
+
+    @property
+    def learner(self) -> Denoiser:
+        """The student."""
+        return denoiser(self.members[self.student])
+
+    @property
+    def schedule(self) -> NoiseSchedule:
+        """The noise schedule of all members."""
+        return self.learner.schedule
+
+    # --- what a step begins with; everything is drawn on the CPU from the link's own generator ---
+
+    def images(self, batch: LinkInputs) -> Tensor:
+        """The batch's clean images (B, C, H, W)."""
+        found: Tensor = batch.inputs[self.student]
+        if found.shape[1:] == (0,):
+            raise ConfigError(f"{type(self).__name__} reads images, and the training data has none; use the pair's own")
+        return found
+
+    def count(self, batch: LinkInputs) -> int:
+        """B, of a batch with or without images."""
+        return len(batch.inputs[self.student])
+
+    def noise(self, batch: LinkInputs, generator: torch.Generator, count: int | None = None) -> Tensor:
+        """(B, C, H, W), standard normal."""
+        size = self.count(batch) if count is None else count
+        like = next(self.learner.parameters())
+        return torch.randn(size, *self.learner.image_shape, generator=generator).to(like.device)
+
+    def labels(self, batch: LinkInputs, generator: torch.Generator) -> Tensor | None:
+        """The batch's labels (B,), some dropped; None for unconditional networks."""
+        net = self.learner
+        if net.num_classes is None:
+            return None
+        labels = cast(Tensor, batch.targets)
+        if not self.drop_labels or not net.has_null:
+            return labels
+        dropped = torch.rand(len(labels), generator=generator) < self.drop_labels
+        return torch.where(dropped.to(labels.device), net.null_label, labels)
+
+    # --- asking members ---
+
+    def ask(self, batch: LinkInputs, member: str, z: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
+        """x0 (B, C, H, W) of a member; of the teacher with guidance; without graph but for the student's."""
+        assert batch.second_forward is not None
+        guidance = self.guidance if member == self.teachers[0] else 1.0
+        (found,) = batch.second_forward(member, Noisy(z, t, labels, guidance=guidance))
+        return found.float()
+
+
+def per_image(error: Tensor) -> Tensor:
+    """(B,): the mean over everything but the batch axis."""
+    return error.flatten(1).mean(1)
