@@ -26,8 +26,8 @@ class DMD(StepDistillation):
         L_ψ = mean (v̂_ψ - v)²  on x_g without graph, at t uniform over all times
 
     (DMD, §3, and DMD2's code, arXiv 2405.14867: generator every `ratio`-th step, no regression, no GAN.) No image is
-    read. ASSUMPTION: the variance-preserving form with x0 predictions; L_ψ weighs as a v-loss, where the official one has the
-    weight of its EDM teacher.
+    read. ASSUMPTION: the variance-preserving form with x0 predictions; L_ψ weighs as a v-loss, where the official one
+    has the weight of its EDM teacher.
 
     The weights of ψ are the link's own, with an optimiser of their own.
 
