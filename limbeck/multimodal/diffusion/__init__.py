@@ -1,1 +1,1 @@
-"""Diffusion models of many steps to students of few: base models, samplers, hand-over between the two."""
+"""Step distillation of diffusion models: from dozens of steps to one, and what it costs in quality and diversity."""

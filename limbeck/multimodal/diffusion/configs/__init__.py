@@ -1,0 +1,1 @@
+"""Benchmark pairs of step distillation."""
