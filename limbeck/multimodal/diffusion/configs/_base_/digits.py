@@ -31,8 +31,8 @@ teacher_recipe = dict(
     epochs=120,
     optimizer=dict(type="AdamW", lr=1e-3, weight_decay=0.0),
     param_scheduler=[
-        dict(type="LinearLR", start_factor=0.01, end=5),
-        dict(type="CosineAnnealingLR", begin=5),
+        dict(type="LinearLR", start_factor=0.01, end=1),
+        dict(type="CosineAnnealingLR", begin=1),
     ],
     clip_grad=dict(max_norm=1.0),
 )
