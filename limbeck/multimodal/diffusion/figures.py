@@ -110,8 +110,9 @@ def intervals(
     """95 % bootstrap intervals over images, of the Fréchet distance and of each figure that is a mean over images.
 
     The radii of neighbours stay those of all images: an image that is drawn twice would be its own neighbour. That
-    leaves out a part of the error of precision, recall, density and coverage. What another seed of sampling or training
-    would change is not in these intervals.
+    leaves out a part of the error of precision, recall, density and coverage. Near its floor the interval of the
+    Fréchet distance is too wide, as a resample adds to it what it adds to the distance. What another seed of training
+    would change is in none of these intervals.
     """
     name = f"FD-{net}"
     again = partial(statistics.bootstrap, resamples=resamples)

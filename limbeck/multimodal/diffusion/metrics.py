@@ -90,7 +90,7 @@ class GenerationMetric:
         self, predictions: Sequence[Mapping[str, Any]], teacher: Sequence[Mapping[str, Any]] | None = None
     ) -> None:
         """Add images, with the teacher's from the same noise where given. Raises: ConfigError."""
-        _ = self._real  # missing data should be said before thousands of images are made
+        _ = self._real, self._training  # missing data should be said before thousands of images are made
         for prediction in predictions:
             self._add(prediction)
         for mine, theirs in zip(predictions, teacher or predictions[:0], strict=teacher is not None):
@@ -133,6 +133,10 @@ class GenerationMetric:
         return read_split(self._reference_cfg, "in the metric's reference")
 
     @cached_property
+    def _training(self) -> RealSplit | None:
+        return None if self._training_cfg is None else read_split(self._training_cfg, "in the metric's training split")
+
+    @cached_property
     def _reference(self) -> Sample:
         found = reference_sample(self.features, self._real)
         if len(found) and int(found.labels.max()) >= self.spec.num_classes:
@@ -152,7 +156,8 @@ class GenerationMetric:
         return drawn(count, self.images or count)
 
     def _used_pixels(self) -> Tensor:
-        return torch.cat(self._pixels)[torch.from_numpy(self._rows)]
+        rows = torch.from_numpy(self._rows)
+        return torch.cat(self._pixels)[rows]
 
     @cached_property
     def _sample(self) -> Sample:
@@ -180,10 +185,9 @@ class GenerationMetric:
         found = dict(self._measured.values)
         part, rest = halves(self._reference, len(self._rows))
         found[f"FD-{self.features}_floor"] = frechet_distance(rest.features, part.features)
-        if self._training_cfg is not None:
-            training = read_split(self._training_cfg, "in the metric's training split")
-            near = distances_to_training(self._real, training)
-            found["memorisation"] = memorisation_ratio(to_training(self._used_pixels(), training), near)
+        if self._training is not None:
+            near = distances_to_training(self._real, self._training)
+            found["memorisation"] = memorisation_ratio(to_training(self._used_pixels(), self._training), near)
         for name, parts in (("calls", self._calls), ("mse_to_teacher", self._squares)):
             if parts:
                 found[name] = float(torch.cat(parts).double().mean())

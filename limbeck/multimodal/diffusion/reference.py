@@ -110,8 +110,9 @@ _KEPT: dict[str, dict[str, np.ndarray]] = {}
 def _on_disk(name: str, compute: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     path = cache_dir() / "generation" / f"{name[:32]}.npz"
     # What numpy raises of a file that is not whole.
-    with contextlib.suppress(OSError, ValueError, EOFError, zipfile.BadZipFile), np.load(path) as file:
-        return {key: file[key] for key in file.files}
+    with contextlib.suppress(OSError, ValueError, EOFError, zipfile.BadZipFile), open(path, "rb") as file:
+        arrays = np.load(file, allow_pickle=False)
+        return {key: arrays[key] for key in arrays.files}
     found = compute()
     with contextlib.suppress(OutputError), atomic_path(path) as temporary, open(temporary, "wb") as file:
         np.savez(file, **found)  # type: ignore[arg-type]
