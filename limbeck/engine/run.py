@@ -141,7 +141,11 @@ def _train(config: RunConfig, options: RunOptions, folder: Path, device: torch.d
             cache=kept,
         )
 
+    settled = False  # by the last validation; one that is resumed after the last epoch has none
+
     def validate() -> dict[str, float]:
+        nonlocal settled
+        settled = True
         model.adapter.settle(model.deploy, val, model.data_preprocessor)
         return measure(model.deploy)
 
@@ -176,8 +180,8 @@ def _train(config: RunConfig, options: RunOptions, folder: Path, device: torch.d
     )
     latency = {**options.companion_latency_ms, config.model["deploy"]: options.latency_ms}
     records = [
-        _keep(run, model, options, val, partial(ended, latency_ms=latency.get(run.model["deploy"])))
-        for run in (*config.companion_runs(), config)
+        _keep(run, model, options, partial(ended, latency_ms=latency.get(run.model["deploy"])), settle_on)
+        for run, settle_on in (*((run, val) for run in config.companion_runs()), (config, None if settled else val))
     ]
     for leftover in folder.glob("epoch*.pth"):
         leftover.unlink()
@@ -186,16 +190,18 @@ def _train(config: RunConfig, options: RunOptions, folder: Path, device: torch.d
 
 
 def _keep(
-    config: RunConfig, model: Distiller, options: RunOptions, val: DataLoader, ended: Callable[..., Ended]
+    config: RunConfig, model: Distiller, options: RunOptions, ended: Callable[..., Ended], settle_on: DataLoader | None
 ) -> RunRecord:
     """Save the member that this config deploys in its record's folder, test what was saved, and write the record.
 
     Args:
         ended: makes an `Ended` of the config, the saved file and its sha256.
-        val: the validation split, on which the adapter settles what training left open.
+        settle_on: the validation split, on which the adapter settles what training left open; None where the weights
+            that are kept were validated, and so are settled.
     """
     model.redeploy(config.model["deploy"])
-    model.adapter.settle(model.deploy, val, model.data_preprocessor)
+    if settle_on is not None:
+        model.adapter.settle(model.deploy, settle_on, model.data_preprocessor)
     digest = config_hash(config.model_dump(mode="json"))
     path = options.out / config.id / STUDENT_FILE
     metadata = {"limbeck": json.dumps(dict(id=config.id, config_hash=digest))}  # one key: safetensors shuffles several
