@@ -182,10 +182,10 @@ class Rounds:
     def _adapter(self) -> TaskAdapter:
         return cast("TaskAdapter", ADAPTERS.make(self.config.model["adapter"]))
 
-    def choose(
-        self, number: int, strategy: Strategy, budget: int, classes: int, progress: Progress | None = None
-    ) -> np.ndarray:
+    def choose(self, number: int, strategy: Strategy, budget: int, classes: int) -> np.ndarray:
         """Choose what to label for a round by the student of the round before, and write it down.
+
+        The run's progress is told of the images compared and of the picks.
 
         Args:
             budget: how many; all that are left where there are fewer.
@@ -193,10 +193,16 @@ class Rounds:
         """
         pool = self.pool(number - 1, strategy.needs)
         count = min(budget, len(pool.unlabelled))
-        ids = strategy.choose(pool, count, seed=(self.config.seed, number), progress=progress)
+        ids = strategy.choose(pool, count, seed=(self.config.seed, number), progress=self._choosing(number))
         facts = coverage_of(pool, classes)
         self.ask(number, ids, strategy=type(strategy).__name__, before=facts)
         return ids
+
+    def _choosing(self, number: int) -> Progress | None:
+        tell = self.options.progress
+        if tell is None:
+            return None
+        return lambda done, total, unit: tell(f"round {number + 1}: choosing, {unit}", done, total)
 
 
 def coverage_of(pool: Pool, classes: int) -> dict[str, float]:
