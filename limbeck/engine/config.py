@@ -115,6 +115,10 @@ class MethodConfig(_Strict):
 
     links: list[Dict] = Field(default_factory=list)
     task_weight: float = 1.0
+    task_schedule: Dict = Field(
+        default_factory=dict,
+        description="how the task's own weight changes with progress, as a link's `schedule` does its own",
+    )
     student: Dict | None = Field(
         default=None, description="where the method deploys another network than the pair's student"
     )
@@ -398,6 +402,7 @@ def expand(
         adapter=pair.adapter,
         links=spec.links,
         task_weight=spec.task_weight,
+        **(dict(task_schedule=spec.task_schedule) if spec.task_schedule else {}),
     )
     data = pair.data
     if teacher is not None and (changed := {**pair.teacher_data, **teacher.data}):

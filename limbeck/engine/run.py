@@ -310,10 +310,14 @@ def _runner(
     logging.getLogger("mmengine").setLevel(logging.ERROR)
     runner_class = type("DistillRunner", (DistillRunner,), {})
     runner_class.device = device
-    runner_class.find_unused_parameters = model.task_weight == 0 or any(
-        link.unused_parameters
-        or ((link.scheduled or not link.weight) and any(p.requires_grad for p in link.parameters()))
-        for link in model.methods()
+    runner_class.find_unused_parameters = (
+        model.task_weight == 0
+        or model.task_scheduled
+        or any(
+            link.unused_parameters
+            or ((link.scheduled or not link.weight) and any(p.requires_grad for p in link.parameters()))
+            for link in model.methods()
+        )
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # mmengine warns of torch features that it does not use here
