@@ -171,6 +171,10 @@ class PairConfig(_Strict):
     teacher_recipe: RecipeConfig | None = None
     teacher_data: Dict = Field(default_factory=dict, description="keys of the data config that differ for the teacher")
     teacher_tolerance: float = 0.5
+    teacher_seeds: Literal["first", "run"] = Field(
+        "first",
+        description="'run' makes a teacher for every seed, as one that is fitted to the run's few labels has to be",
+    )
     teacher_of: str | None = Field(
         None,
         description="config of another pair, whose trained teacher is taken; CONFIG:METHOD takes its student by a "

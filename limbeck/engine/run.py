@@ -37,7 +37,7 @@ from limbeck.engine.loop import Loop
 from limbeck.engine.mixed import MixedBatchSampler
 from limbeck.engine.output import check_output, exclusive, pick_device
 from limbeck.engine.predictions import PredictionCache
-from limbeck.engine.prepare import prepare_links
+from limbeck.engine.prepare import fit_deployed, prepare_links
 from limbeck.engine.record import RunRecord, config_hash, write_failure, write_record
 from limbeck.engine.registry import LOOPS, METRICS
 from limbeck.engine.report import Ended, build_failure, build_record
@@ -122,12 +122,15 @@ def _train(config: RunConfig, options: RunOptions, folder: Path, device: torch.d
         model = cast(Distiller, model.to(memory_format=torch.channels_last))
     loader = train_loader(config, world, rank)
     model.adapter.check_data(model.deploy, loader.dataset)
+    for teacher in model.frozen.values():
+        model.adapter.check_teacher(teacher, loader.dataset)
     _open_caches(model, config, options, loader)
     model.to(device)
     facts = Facts()
-    with facts.timed():
-        prepare_links(model, config)
     val, further = eval_loader(config.data, "val"), further_loaders(config.data)
+    with facts.timed():
+        fit_deployed(model, config, loader.dataset, val.dataset, options.progress)
+        prepare_links(model, config)
     kept = None if options.cache is None else PredictionCache(options.cache, model)
 
     def measure(member: torch.nn.Module) -> dict[str, float]:

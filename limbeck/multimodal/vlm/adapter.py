@@ -9,13 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from limbeck.engine.adapter import Batch, Forward, once
+from limbeck.engine.adapter import Batch, FitData, Forward, once
 from limbeck.engine.classification_adapter import ClassificationAdapter, are_classes
 from limbeck.engine.data import UNLABELLED
 from limbeck.engine.evaluate import predictions_of
 from limbeck.engine.pixels import PixelPreprocessor, input_of, resized
 from limbeck.engine.registry import ADAPTERS
 from limbeck.errors import ConfigError
+from limbeck.multimodal.vlm.classifier import AdaptedClassifier
+from limbeck.multimodal.vlm.few_shot import check_few_shot, fit_few_shot
 from limbeck.multimodal.vlm.knobs import search_knobs
 from limbeck.multimodal.vlm.students import DualHead
 
@@ -113,6 +115,19 @@ class VLMAdapter(ClassificationAdapter):
                 f"data set {dataset.name} names {classes} classes, and a label is none of them or all are hidden; "
                 f"labels are class indices from 0, and {UNLABELLED} where hidden"
             )
+
+    def check_teacher(self, teacher: nn.Module, dataset: Any) -> None:
+        """Raises: ConfigError for a few-shot teacher that knows labels which this training set hides."""
+        if isinstance(teacher, AdaptedClassifier):
+            check_few_shot(teacher, dataset)
+
+    def fits(self, deploy: nn.Module) -> bool:
+        """A few-shot teacher is fitted to the labelled images."""
+        return isinstance(deploy, AdaptedClassifier)
+
+    def fit(self, deploy: nn.Module, data: FitData) -> None:
+        """See `limbeck.multimodal.vlm.few_shot.fit_few_shot`."""
+        fit_few_shot(cast(AdaptedClassifier, deploy), data)
 
     def settle(self, deploy: nn.Module, loader: Any, preprocessor: nn.Module) -> None:
         """Choose a dual head's α and β, where `search`. Raises: ConfigError for a split without labels."""

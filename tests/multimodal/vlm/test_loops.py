@@ -185,7 +185,7 @@ def test_strategy_without_needs_never_asks_the_student(tmp_path, monkeypatch):
 
 
 def test_large_tables_go_to_a_file_in_half_precision(tmp_path, monkeypatch):
-    from limbeck.multimodal.vlm import rounds as module
+    from limbeck.multimodal.vlm import _tables as module
 
     config = active(tmp_path, loop=LOOP | dict(rounds=1))
     execute(config, options(tmp_path))

@@ -31,6 +31,16 @@ def _in_turn(*, kd: dict, ce: dict) -> dict:
     return dict(task_schedule=dict(ce), links=[dict(type="DHO", weight=1.0, schedule=dict(kd))])
 
 
+def few_shot(zero_shot: dict, kind: str, *, support: int, **settings: object) -> dict:
+    """A teacher that is fitted to a pair's labelled images; the pair says teacher_seeds='run'.
+
+    Args:
+        zero_shot: config of what is fitted. kind: 'TipAdapterF' or 'CLAP'. support: shots times classes.
+        settings: see `TipAdapterSettings`, `CLAPSettings`.
+    """
+    return dict(type=kind, zero_shot=zero_shot, support=support, settings=settings, pretrained=True)
+
+
 def active(student: dict) -> dict:
     """Every strategy with cross entropy alone, under its own name, and with DHO, as 'DHO+PCoreSet'.
 
