@@ -86,7 +86,7 @@ def zero_shot(
     if adapt is None and (shots is not None or save is not None):
         raise ConfigError("--shots and --save are of a fitted model; add --adapt tip-adapter-f or --adapt clap")
     if adapt is not None:
-        check_adaptation(adapt)
+        check_adaptation(adapt, split)
     if tag is None and model == DEFAULT_MODEL:
         tag = DEFAULT_TAG
     given = options or []

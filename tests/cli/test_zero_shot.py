@@ -92,6 +92,8 @@ def test_augmented_views_are_of_the_labelled_images_alone(capsys):
         ((*TINY, "--adapt", "clip"), "unknown adaptation 'clip'; did you mean 'clap'"),
         ((*TINY, "--shots", 3), "--shots and --save are of a fitted model; add --adapt"),
         ((*TINY, "--adapt", "clap", "--shots", 500), "fewer than 500 shots"),
+        ((*TINY, "--adapt", "clap", "--split", "train"), "clap reads labels of train; test it on another split"),
+        ((*TINY, "--adapt", "tip-adapter-f", "--split", "val"), "reads labels of train and val; test it on another"),
     ],
 )
 def test_mistakes_of_fitting_cost_one_line(capsys, args, said):

@@ -109,10 +109,13 @@ def adapted_teacher(
     return model, dict(type=kind.__name__, zero_shot=dict(config), support=support)
 
 
-def check_adaptation(adapt: str) -> None:
-    """Raises: UnknownName for a way of adapting that there is not."""
+def check_adaptation(adapt: str, split: str = "test") -> None:
+    """Raises: UnknownName for a way of adapting that there is not; ConfigError where it has seen the tested split."""
     if adapt not in _KINDS:
         raise UnknownName("adaptation", adapt, _KINDS)
+    seen = ("train", "val") if _KINDS[adapt].needs_val else ("train",)
+    if split in seen:
+        raise ConfigError(f"{adapt} reads labels of {' and '.join(seen)}; test it on another split than {split}")
 
 
 def evaluation_options(options: Sequence[str]) -> list[str]:
