@@ -57,6 +57,21 @@ def class_mismatch(deploy: nn.Module, dataset: Any, found: int) -> ConfigError:
     )
 
 
+@dataclass(frozen=True, eq=False)
+class FitData:
+    """What `TaskAdapter.fit` may read, and nothing else of the data.
+
+    train: the training split as it is augmented. plain: the same without augmentation. val: the validation split.
+    seed: of the run. report: called with a stage, what is done and how much there is.
+    """
+
+    train: Any
+    plain: Any
+    val: Any
+    seed: int = 0
+    report: Callable[[str, int, int], None] | None = None
+
+
 class Metric(Protocol):
     """A task's metric, fed with predictions; registered by name in METRICS."""
 
@@ -109,6 +124,17 @@ class TaskAdapter(ABC):
 
     def check_data(self, deploy: nn.Module, dataset: Any) -> None:  # noqa: B027 - not every task has what to check
         """Say before the first step when the deployed member cannot be trained on a data set. Raises: ConfigError."""
+
+    def check_teacher(self, teacher: nn.Module, dataset: Any) -> None:  # noqa: B027
+        """Say before the first step when a frozen member must not teach on a training set. Raises: ConfigError."""
+
+    def fits(self, deploy: nn.Module) -> bool:
+        """Whether the deployed member learns by `fit`, once, and by no step: its recipe has epochs=0."""
+        return False
+
+    def fit(self, deploy: nn.Module, data: FitData) -> None:
+        """Fit the deployed member in place, where `fits`; the same data and seed give the same weights."""
+        raise NotImplementedError(f"{type(self).__name__} fits nothing")
 
     def settle(self, deploy: nn.Module, loader: Any, preprocessor: nn.Module) -> None:  # noqa: B027 - few tasks have one
         """Choose on the validation split what training leaves open, as buffers of `deploy`; before each validation.

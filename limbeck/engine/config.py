@@ -122,6 +122,10 @@ class MethodConfig(_Strict):
 
     links: list[Dict] = Field(default_factory=list)
     task_weight: float = 1.0
+    task_schedule: Dict = Field(
+        default_factory=dict,
+        description="how the task's own weight changes with progress, as a link's `schedule` does its own",
+    )
     student: Dict | None = Field(
         default=None, description="where the method deploys another network than the pair's student"
     )
@@ -177,6 +181,10 @@ class PairConfig(_Strict):
     teacher_recipe: RecipeConfig | None = None
     teacher_data: Dict = Field(default_factory=dict, description="keys of the data config that differ for the teacher")
     teacher_tolerance: float = 0.5
+    teacher_seeds: Literal["first", "run"] = Field(
+        "first",
+        description="'run' makes a teacher for every seed, as one that is fitted to the run's few labels has to be",
+    )
     teacher_of: str | None = Field(
         None,
         description="config of another pair, whose trained teacher is taken; CONFIG:METHOD takes its student by a "
@@ -412,6 +420,7 @@ def expand(
         adapter=pair.adapter,
         links=spec.links,
         task_weight=spec.task_weight,
+        **(dict(task_schedule=spec.task_schedule) if spec.task_schedule else {}),
     )
     data = pair.data
     if teacher is not None and (changed := {**pair.teacher_data, **teacher.data}):

@@ -22,6 +22,7 @@ from limbeck.engine.cost import evaluating
 from limbeck.engine.members import Member, parse_members
 from limbeck.engine.method import LinkInputs, Method
 from limbeck.engine.registry import ADAPTERS, METHODS, MODELS
+from limbeck.engine.schedule import build_schedule
 from limbeck.engine.sources import resolve_weights
 from limbeck.engine.taps import Tapped, check_taps, split_tap, tapped
 from limbeck.engine.weights import hash_state, load_into
@@ -50,6 +51,7 @@ class Distiller(BaseModel):
         adapter: the task adapter's config, or an instance.
         deploy: the member that is kept.
         task_weight: factor on the trained members' own task losses.
+        task_schedule: how that factor changes with progress, as a link's does; see `limbeck.engine.schedule`.
         seed: decides every member's and bridge's initial weights, each by its own name.
         runs: folder in which 'run://' weights are looked up.
     Raises: UnknownName, TapError, ShapeMismatch, CorruptFile.
@@ -63,6 +65,7 @@ class Distiller(BaseModel):
         adapter: Mapping[str, Any] | TaskAdapter,
         deploy: str = "student",
         task_weight: float = 1.0,
+        task_schedule: Mapping[str, Any] | None = None,
         seed: int = 0,
         runs: str | Path | None = None,
     ) -> None:
@@ -74,6 +77,8 @@ class Distiller(BaseModel):
         self.deploy_name = deploy
         self.specs = specs
         self.task_weight = float(task_weight)
+        self.task_schedule = build_schedule(task_schedule)
+        self.task_scheduled = task_schedule is not None
         self.seed = seed
         self.members = nn.ModuleDict({n: m for n, m in models.items() if specs[n].type == "trained"})
         # Plain dicts, so that nn.Module does not see what is inside.
@@ -231,6 +236,7 @@ class Distiller(BaseModel):
         }
         own = self._own_batches(active, found, batch)
         terms: dict[str, Tensor] = {}
+        weight = self.task_weight * self.task_schedule(self.progress)
         for name in self.members:
             taps = self.taps_of(name, reading)
             if not taps and self.task_weight == 0.0 and len(reading) < len(links):
@@ -238,7 +244,7 @@ class Distiller(BaseModel):
             found[name], forward = self._forward_member(name, own[name], taps, with_loss=True)
             for key, value in forward.losses.items():
                 total = sum(value) if isinstance(value, (list, tuple)) else value
-                scale = self.task_weight if "loss" in key else 1.0
+                scale = weight if "loss" in key else 1.0
                 terms[f"{name}.{key}"] = cast(Tensor, total if scale == 1.0 else total * scale)
         for index, method, weight in active:
             for key, raw in method(self._link_inputs(index, method, found, batch)).items():

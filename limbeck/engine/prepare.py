@@ -1,4 +1,4 @@
-"""What links learn of the training split before the first step: labels, and the teacher's taps of every sample."""
+"""What is learnt of the training split before the first step: by links, and by networks that are fitted at once."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from limbeck.engine.adapter import FitData
 from limbeck.engine.config import DataConfig, RunConfig
 from limbeck.engine.distiller import Distiller, isolated_rng
 from limbeck.engine.evaluate import build_dataset, eval_loader, read_batches
@@ -36,6 +37,26 @@ def prepare_links(model: Distiller, config: RunConfig) -> None:
         )
         with isolated_rng(model.seed, f"prepare {index}"):
             link.prepare(data)
+
+
+def fit_deployed(
+    model: Distiller, config: RunConfig, train: Any, val: Any, report: Callable[[str, int, int], None] | None
+) -> None:
+    """Fit the deployed member where its task's adapter says that it is fitted, as a few-shot teacher is.
+
+    Args:
+        train, val: the data sets.
+    Raises: ConfigError for a recipe that would also train it by steps.
+    """
+    if not model.adapter.fits(model.deploy):
+        return
+    if config.recipe.epochs:
+        raise ConfigError(
+            f"{config.method}: {type(model.deploy).__name__} is fitted at once; set epochs=0 in its recipe, which has "
+            f"{config.recipe.epochs}"
+        )
+    plain = build_dataset(unaugmented(config.data), "train")
+    model.adapter.fit(model.deploy, FitData(train=train, plain=plain, val=val, seed=config.seed, report=report))
 
 
 def unaugmented(data: DataConfig) -> DataConfig:

@@ -130,7 +130,7 @@ def _network_name(cfg: Mapping[str, Any], kind: str) -> str:
     said = [
         str(cfg[k]) if k == "model" else f"{k} {cfg[k]}" for k in ("model", "depth", "width", "variant") if k in cfg
     ]
-    inner, backbone = cfg.get("config"), cfg.get("backbone")
+    inner, backbone = cfg.get("config"), cfg.get("backbone", cfg.get("zero_shot"))
     if isinstance(inner, Mapping):  # an OpenMMLab config: what it is, and its backbone
         backbone = inner.get("backbone") or {}
         widths = [f"{k} {backbone[k]}" for k in ("depth", "base_channels", "widen_factor") if k in backbone]

@@ -37,7 +37,7 @@ from limbeck.engine.loop import Loop
 from limbeck.engine.mixed import MixedBatchSampler
 from limbeck.engine.output import check_output, exclusive, pick_device
 from limbeck.engine.predictions import PredictionCache
-from limbeck.engine.prepare import prepare_links
+from limbeck.engine.prepare import fit_deployed, prepare_links
 from limbeck.engine.record import RunRecord, config_hash, write_failure, write_record
 from limbeck.engine.registry import LOOPS
 from limbeck.engine.report import Ended, build_failure, build_record
@@ -122,12 +122,15 @@ def _train(config: RunConfig, options: RunOptions, folder: Path, device: torch.d
         model = cast(Distiller, model.to(memory_format=torch.channels_last))
     loader = train_loader(config, world, rank)
     model.adapter.check_data(model.deploy, loader.dataset)
+    for teacher in model.frozen.values():
+        model.adapter.check_teacher(teacher, loader.dataset)
     _open_caches(model, config, options, loader)
     model.to(device)
     facts = Facts()
-    with facts.timed():
-        prepare_links(model, config)
     val, further = eval_loader(config.data, "val"), further_loaders(config.data)
+    with facts.timed():
+        fit_deployed(model, config, loader.dataset, val.dataset, options.progress)
+        prepare_links(model, config)
     kept = None if options.cache is None else PredictionCache(options.cache, model)
 
     def measure(member: torch.nn.Module) -> dict[str, float]:
@@ -141,7 +144,11 @@ def _train(config: RunConfig, options: RunOptions, folder: Path, device: torch.d
             cache=kept,
         )
 
+    settled = False  # by the last validation; one that is resumed after the last epoch has none
+
     def validate() -> dict[str, float]:
+        nonlocal settled
+        settled = True
         model.adapter.settle(model.deploy, val, model.data_preprocessor)
         return measure(model.deploy)
 
@@ -176,8 +183,8 @@ def _train(config: RunConfig, options: RunOptions, folder: Path, device: torch.d
     )
     latency = {**options.companion_latency_ms, config.model["deploy"]: options.latency_ms}
     records = [
-        _keep(run, model, options, val, partial(ended, latency_ms=latency.get(run.model["deploy"])))
-        for run in (*config.companion_runs(), config)
+        _keep(run, model, options, partial(ended, latency_ms=latency.get(run.model["deploy"])), settle_on)
+        for run, settle_on in (*((run, val) for run in config.companion_runs()), (config, None if settled else val))
     ]
     for leftover in folder.glob("epoch*.pth"):
         leftover.unlink()
@@ -186,16 +193,18 @@ def _train(config: RunConfig, options: RunOptions, folder: Path, device: torch.d
 
 
 def _keep(
-    config: RunConfig, model: Distiller, options: RunOptions, val: DataLoader, ended: Callable[..., Ended]
+    config: RunConfig, model: Distiller, options: RunOptions, ended: Callable[..., Ended], settle_on: DataLoader | None
 ) -> RunRecord:
     """Save the member that this config deploys in its record's folder, test what was saved, and write the record.
 
     Args:
         ended: makes an `Ended` of the config, the saved file and its sha256.
-        val: the validation split, on which the adapter settles what training left open.
+        settle_on: the validation split, on which the adapter settles what training left open; None where the weights
+            that are kept were validated, and so are settled.
     """
     model.redeploy(config.model["deploy"])
-    model.adapter.settle(model.deploy, val, model.data_preprocessor)
+    if settle_on is not None:
+        model.adapter.settle(model.deploy, settle_on, model.data_preprocessor)
     digest = config_hash(config.model_dump(mode="json"))
     path = options.out / config.id / STUDENT_FILE
     metadata = {"limbeck": json.dumps(dict(id=config.id, config_hash=digest))}  # one key: safetensors shuffles several
@@ -304,10 +313,14 @@ def _runner(
     logging.getLogger("mmengine").setLevel(logging.ERROR)
     runner_class = type("DistillRunner", (DistillRunner,), {})
     runner_class.device = device
-    runner_class.find_unused_parameters = model.task_weight == 0 or any(
-        link.unused_parameters
-        or ((link.scheduled or not link.weight) and any(p.requires_grad for p in link.parameters()))
-        for link in model.methods()
+    runner_class.find_unused_parameters = (
+        model.task_weight == 0
+        or model.task_scheduled
+        or any(
+            link.unused_parameters
+            or ((link.scheduled or not link.weight) and any(p.requires_grad for p in link.parameters()))
+            for link in model.methods()
+        )
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # mmengine warns of torch features that it does not use here

@@ -224,20 +224,22 @@ def plan(suite: Suite, *, seeds: int | None = None, only: list[str] | None = Non
 
 
 def _jobs(group: Group, pair: PairConfig, names: list[str], seeds: list[int]) -> list[Job]:
-    """A group's jobs, teachers first; every teacher is trained with the first seed."""
+    """A group's jobs, teachers first; a teacher is trained with the first seed, or each where the pair says so."""
     base: dict[str, Any] = dict(config=group.config, benchmark=pair.benchmark, pair=pair.pair)
-    trainers = {TEACHER: trainer(group.config, pair, TEACHER, seeds[0])}
     frozen: dict[str, list[str]] = {name: frozen_members(pair, name) for name in names}
-    for member in dict.fromkeys(member for members in frozen.values() for member in members):
-        if member not in trainers:
-            trainers[member] = trainer(group.config, pair, member, seeds[0])
+    taught = {seed: seed if pair.teacher_seeds == "run" else seeds[0] for seed in seeds}  # the teacher's seed by run's
+    trainers = {
+        (member, seed): trainer(group.config, pair, member, seed)
+        for seed in dict.fromkeys(taught.values())
+        for member in dict.fromkeys((TEACHER, *(m for members in frozen.values() for m in members)))
+    }
     companions = {name: _companions(pair, name) for name in names}
     students = [
         Job(
             **base,
             method=name,
             seed=seed,
-            trainers={member: trainers[member] for member in frozen[name]},
+            trainers={member: trainers[member, taught[seed]] for member in frozen[name]},
             same_run=[record_id(pair.benchmark, other, name, seed) for other in companions[name]],
         )
         for seed in seeds

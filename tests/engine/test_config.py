@@ -277,6 +277,14 @@ def test_cache_is_kept_only_where_there_is_a_teacher():
     assert expand(toy_pair(), "ToyMatch", 0).cache is None
 
 
+def test_task_schedule_of_a_method_reaches_the_model_and_leaves_other_hashes_alone():
+    half = {"type": "window", "start": 0.5}
+    pair = toy_pair(methods={"Late": {"links": [{"type": "ToyMatch"}], "task_schedule": half}, "ToyMatch": {}})
+    assert expand(pair, "Late", 0).model["task_schedule"] == half
+    for method in ("plain", "teacher", "ToyMatch"):
+        assert "task_schedule" not in expand(pair, method, 0).model
+
+
 def test_task_weight_of_a_method_reaches_the_model():
     pair = toy_pair(methods={"Only": {"links": [{"type": "ToyMatch"}], "task_weight": 0.0}})
     assert expand(pair, "Only", 0).model["task_weight"] == 0.0

@@ -43,6 +43,21 @@ def batch(size: int = 12, **kwargs) -> Batch:
     return Batch(data["inputs"], samples["labels"], samples["ids"], samples["views"])
 
 
+def test_task_schedule_scales_the_members_own_losses_alone(tmp_path):
+    model = make(tmp_path, task_weight=3.0, task_schedule=dict(type="warmup", end=1.0))
+    plain = make(tmp_path)
+    expected = plain.loss(batch())
+    for progress in (0.0, 0.25, 1.0):
+        model.progress = progress
+        found = model.loss(batch())
+        assert found.keys() == expected.keys()
+        for name, value in expected.items():
+            scale = 3.0 * progress if name.startswith("student.") else 1.0
+            assert found[name].item() == pytest.approx(scale * value.item())
+    with pytest.raises(UnknownName, match="did you mean 'warmup'"):
+        make(tmp_path, task_schedule=dict(type="warm_up"))
+
+
 # --- guard 1: the teacher contract ---
 
 

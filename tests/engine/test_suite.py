@@ -80,6 +80,17 @@ def test_method_without_links_needs_no_teacher(tmp_path):
     assert all(not j.trainers for j in jobs)
 
 
+def test_every_seed_has_a_teacher_of_its_own_where_the_pair_says_so(tmp_path):
+    jobs = plan(suite_of(write_pair(tmp_path, teacher_seeds="run"), seeds=[4, 5]))
+    assert [j.id for j in jobs[:2]] == ["toy/toy4-toy2/teacher/seed4", "toy/toy4-toy2/teacher/seed5"]
+    assert not any(is_teacher(j.method) for j in jobs[2:])
+    for job in jobs[2:]:
+        assert job.teacher_id in (None, f"toy/toy4-toy2/teacher/seed{job.seed}")
+    assert {j.seed for j in jobs if j.teacher_id} == {4, 5}
+    once = plan(suite_of(write_pair(tmp_path), seeds=[4, 5]))
+    assert [j for j in jobs if j.seed == 4] == [j for j in once if j.seed == 4]
+
+
 def test_seeds_takes_the_first(tmp_path):
     jobs = plan(suite_of(write_pair(tmp_path), seeds=[3, 1, 2]), seeds=2)
     assert list(dict.fromkeys(j.seed for j in jobs)) == [3, 1]

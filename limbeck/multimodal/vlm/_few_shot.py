@@ -1,12 +1,28 @@
-"""What the few-shot teachers share: checks of cached image features and labels."""
+"""What the few-shot teachers share: checks of cached image features and labels, and settings from configs."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from typing import Any, TypeVar
 
 import torch.nn.functional as F
 from torch import Tensor
 
-from limbeck.errors import ConfigError, ShapeMismatch
+from limbeck.errors import ConfigError, ShapeMismatch, UnknownName
 from limbeck.multimodal.vlm.classifier import ZeroShotClassifier
+
+Report = Callable[[str, int, int], None]
+T = TypeVar("T")
+
+
+def settings_of(kind: type[T], config: Mapping[str, Any] | None) -> T:
+    """Settings from a teacher's config. Raises: UnknownName for one that there is not; 'seed' is the run's."""
+    known = [field.name for field in fields(kind) if field.name != "seed"]  # type: ignore[arg-type]  # a dataclass
+    for key in config or {}:
+        if key not in known:
+            raise UnknownName("setting", key, known, f"of {kind.__name__}")
+    return kind(**(config or {}))
 
 
 def checked_features(name: str, zero_shot: ZeroShotClassifier, features: Tensor, labels: Tensor) -> Tensor:

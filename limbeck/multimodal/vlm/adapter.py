@@ -9,13 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from limbeck.engine.adapter import Batch, Forward, class_mismatch, once
-from limbeck.engine.cost import evaluating
+from limbeck.engine.adapter import Batch, FitData, Forward, once
+from limbeck.engine.classification_adapter import ClassificationAdapter, are_classes
 from limbeck.engine.data import UNLABELLED
 from limbeck.engine.evaluate import predictions_of
-from limbeck.engine.pixels import PixelAdapter, PixelPreprocessor, input_of, resized
+from limbeck.engine.pixels import PixelPreprocessor, input_of, resized
 from limbeck.engine.registry import ADAPTERS
 from limbeck.errors import ConfigError
+from limbeck.multimodal.vlm.classifier import AdaptedClassifier
+from limbeck.multimodal.vlm.few_shot import check_few_shot, fit_few_shot
 from limbeck.multimodal.vlm.knobs import search_knobs
 from limbeck.multimodal.vlm.students import DualHead
 
@@ -28,7 +30,7 @@ def labelled_rows(targets: Tensor) -> Tensor:
 
 
 @ADAPTERS.register_module()
-class VLMAdapter(PixelAdapter):
+class VLMAdapter(ClassificationAdapter):
     """Classifiers on batches of which some rows have the label -1, unlabelled.
 
     The cross entropy is the mean over the labelled rows. Offers, of all rows in the batch's order: `features` (B, d) of
@@ -51,12 +53,10 @@ class VLMAdapter(PixelAdapter):
     """
 
     offers = ("logits", "kd_logits", "labelled_kd_logits", "features", "labelled_features")
+    example_labels = (0, UNLABELLED)
 
     def __init__(self, label_smoothing: float = 0.0, joint_batch: bool = False, search: bool = False) -> None:
-        if not 0.0 <= label_smoothing < 1.0:
-            raise ConfigError(f"label_smoothing is in [0, 1); got {label_smoothing}")
-        super().__init__()
-        self.label_smoothing = label_smoothing
+        super().__init__(label_smoothing)
         self.joint_batch = joint_batch
         self.search = search
 
@@ -69,11 +69,6 @@ class VLMAdapter(PixelAdapter):
         if member is deploy:
             return resized(batch.inputs, input_of(deploy)[1][1:])
         return super().member_inputs(batch, deploy, member)
-
-    def batch(self, inputs: Any, data_samples: Any) -> Batch:
-        """Targets are the labels (B,), -1 where there is none."""
-        samples = data_samples or {}
-        return Batch(inputs, targets=samples.get("labels"), ids=samples.get("ids"), views=samples.get("views"))
 
     def forward(self, model: nn.Module, inputs: Any, batch: Batch, *, with_loss: bool) -> Forward:
         """See the class; the loss is `loss_ce`. Without losses all rows are one pass."""
@@ -95,15 +90,13 @@ class VLMAdapter(PixelAdapter):
 
         Of two heads also ce_logits and kd_logits (B, K), and alpha and beta (B,), by which the logits mix them.
         """
-        found: dict[str, Any] = {"labels": batch.targets, "ids": batch.ids}
-        if isinstance(model, DualHead) and model.kd_head is not None:
-            features = model.features(inputs)
-            ce, kd = model.ce_head(features), model.kd_logits(features)
-            found |= {"logits": model.mix(ce, kd).float(), "ce_logits": ce.float(), "kd_logits": kd.float()}
-            found |= {name: getattr(model, name).expand(len(ce)) for name in ("alpha", "beta")}
-        else:
-            found["logits"] = model(inputs).float()
-        return [{name: value.detach().cpu() for name, value in found.items() if value is not None}]
+        if not (isinstance(model, DualHead) and model.kd_head is not None):
+            return super().predict(model, inputs, batch)
+        features = model.features(inputs)
+        ce, kd = model.ce_head(features), model.kd_logits(features)
+        knobs = {name: getattr(model, name).expand(len(ce)) for name in ("alpha", "beta")}
+        logits = model.mix(ce, kd).float()
+        return self.prediction(batch, logits=logits, ce_logits=ce.float(), kd_logits=kd.float(), **knobs)
 
     def embed(self, model: nn.Module, inputs: Any) -> tuple[Tensor, Tensor]:
         """Probabilities (B, K) that a `DualHead` answers with, and its pooled features (B, d)."""
@@ -113,27 +106,28 @@ class VLMAdapter(PixelAdapter):
         logits = model.mix(model.ce_head(features), model.kd_logits(features))
         return logits.float().softmax(1), features.float()
 
-    def example(self, deploy: nn.Module) -> Batch:
-        """Two black images, one with label 0 and one unlabelled."""
-        _, size = input_of(deploy)
-        device = next(deploy.parameters()).device
-        ids = torch.arange(2, device=device)
-        labels = torch.tensor([0, UNLABELLED], device=device)
-        return Batch(torch.zeros(2, *size, device=device), targets=labels, ids=ids, views=torch.zeros_like(ids))
-
     def check_data(self, deploy: nn.Module, dataset: Any) -> None:
         """Raises: ConfigError when the model has fewer classes than the data set, or a label is none of the classes."""
-        with evaluating(deploy), torch.no_grad():
-            found = deploy(self.example(deploy).inputs).shape[1]
-        classes = len(dataset.classes)
-        if found < classes:
-            raise class_mismatch(deploy, dataset, found)
-        known = dataset.labels[dataset.labels != UNLABELLED]
-        if not len(known) or not 0 <= int(known.min()) <= int(known.max()) < classes:
+        super().check_data(deploy, dataset)
+        classes, known = len(dataset.classes), dataset.labels[dataset.labels != UNLABELLED]
+        if not len(known) or not are_classes(known, classes):
             raise ConfigError(
                 f"data set {dataset.name} names {classes} classes, and a label is none of them or all are hidden; "
                 f"labels are class indices from 0, and {UNLABELLED} where hidden"
             )
+
+    def check_teacher(self, teacher: nn.Module, dataset: Any) -> None:
+        """Raises: ConfigError for a few-shot teacher that knows labels which this training set hides."""
+        if isinstance(teacher, AdaptedClassifier):
+            check_few_shot(teacher, dataset)
+
+    def fits(self, deploy: nn.Module) -> bool:
+        """A few-shot teacher is fitted to the labelled images."""
+        return isinstance(deploy, AdaptedClassifier)
+
+    def fit(self, deploy: nn.Module, data: FitData) -> None:
+        """See `limbeck.multimodal.vlm.few_shot.fit_few_shot`."""
+        fit_few_shot(cast(AdaptedClassifier, deploy), data)
 
     def settle(self, deploy: nn.Module, loader: Any, preprocessor: nn.Module) -> None:
         """Choose a dual head's α and β, where `search`. Raises: ConfigError for a split without labels."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from limbeck.errors import UnknownName
-from limbeck.multimodal.vlm._few_shot import checked_features
-from limbeck.multimodal.vlm.classifier import AdaptedClassifier, ZeroShotClassifier
+from limbeck.multimodal.vlm._few_shot import Report, checked_features
+from limbeck.multimodal.vlm.classifier import AdaptedClassifier, Support, ZeroShotClassifier
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class CLAPSettings:
         warmup: share of the steps, over which lr rises from 0: the first step changes nothing.
         constraint_scale: of the zero-shot probabilities that give the constraint's weights; None takes the teacher's
             own logit scale. The code writes 100 there, and elsewhere uses the model's.
+        views: of the training set that are encoded, or as many as it has.
         seed: of the draws.
     """
 
@@ -39,6 +40,7 @@ class CLAPSettings:
     schedule: Literal["linear", "cosine"] = "linear"
     warmup: float = 0.1
     constraint_scale: float | None = None
+    views: int = 10
     seed: int = 0
 
 
@@ -47,16 +49,32 @@ class CLAP(AdaptedClassifier):
 
     P starts as P⁰, the class embeddings before their last normalisation.
 
+    Args:
+        zero_shot: the teacher whose image tower it shares. support: n.
+        settings: of `fit`.
+
     Attributes:
         prototypes: P (d, K).
     """
 
-    def __init__(self, zero_shot: ZeroShotClassifier) -> None:
-        super().__init__(zero_shot)
+    def __init__(self, zero_shot: ZeroShotClassifier, support: int, settings: CLAPSettings | None = None) -> None:
+        super().__init__(zero_shot, support)
+        self.settings = settings or CLAPSettings()
         self.prototypes = nn.Parameter(initial_prototypes(zero_shot))
 
     def classify(self, features: Tensor) -> Tensor:
         return self.logit_scale * features @ F.normalize(self.prototypes, dim=0)
+
+    def fitted(self, zero_shot: ZeroShotClassifier, support: Support) -> CLAP:
+        """See `fit_clap`."""
+        return fit_clap(
+            zero_shot,
+            support.views,
+            support.labels,
+            plain_features=support.plain,
+            settings=replace(self.settings, seed=support.seed),
+            report=support.report,
+        )
 
 
 def initial_prototypes(zero_shot: ZeroShotClassifier) -> Tensor:
@@ -100,6 +118,7 @@ def fit_clap(
     *,
     plain_features: Tensor | None = None,
     settings: CLAPSettings | None = None,
+    report: Report | None = None,
 ) -> CLAP:
     """Fit prototypes to cached image features; the zero-shot teacher is left as it is.
 
@@ -108,6 +127,7 @@ def fit_clap(
             code augments anew: RandomResizedCrop(224, scale 0.08 to 1, bicubic) and a flip.
         labels: int64 (n,).
         plain_features: (n, d) without augmentation, for the constraint's weights; the first view where not given.
+        report: called with a stage, steps done and their number.
     Raises: ConfigError, ShapeMismatch, UnknownName.
     """
     given = settings or CLAPSettings()
@@ -120,7 +140,7 @@ def fit_clap(
         views[0] if plain_features is None else plain_features,
         labels,
     )[0]
-    made = CLAP(zero_shot)
+    made = CLAP(zero_shot, len(labels))
     initial = initial_prototypes(zero_shot)
     scale = float(zero_shot.logit_scale) if given.constraint_scale is None else given.constraint_scale
     with torch.no_grad():
@@ -131,7 +151,7 @@ def fit_clap(
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: lr_factor(step, steps, given.warmup, given.schedule)
     )
-    for _ in range(steps):
+    for step in range(steps):
         chosen = torch.from_numpy(rng.integers(0, len(labels), given.batch_size))
         view = torch.from_numpy(rng.integers(0, len(views), given.batch_size))
         with torch.enable_grad():
@@ -141,5 +161,7 @@ def fit_clap(
         loss.backward()
         optimizer.step()
         schedule.step()
+        if report is not None and (step + 1 == steps or not (step + 1) % 100):
+            report("fit", step + 1, steps)
     optimizer.zero_grad()
     return made

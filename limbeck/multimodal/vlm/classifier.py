@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from limbeck.engine.inputs import describe
 from limbeck.engine.pixels import input_of
-from limbeck.errors import ShapeMismatch
+from limbeck.errors import ConfigError, ShapeMismatch
 
 
 class ZeroShotClassifier(nn.Module):
@@ -65,14 +69,80 @@ class ZeroShotClassifier(nn.Module):
         return self.classify(self.features(x))
 
 
+@dataclass(frozen=True, eq=False)
+class Support:
+    """What a few-shot teacher is fitted on: features of length 1 and labels, on the CPU.
+
+    ids: (n,) of the labelled images in their data set. labels: (n,).
+    views: (V, n, d) of augmented views. plain: (n, d) without augmentation.
+    val_features, val_labels: (N, d), (N,) of held-out images, where the teacher `needs_val`.
+    seed: of batches. report: called with a stage, steps done and their number.
+    """
+
+    ids: Tensor
+    labels: Tensor
+    views: Tensor
+    plain: Tensor
+    val_features: Tensor | None = None
+    val_labels: Tensor | None = None
+    seed: int = 0
+    report: Callable[[str, int, int], None] | None = None
+
+
 class AdaptedClassifier(ZeroShotClassifier):
     """A zero-shot classifier whose `classify` is adapted to few labelled images; shares the image tower it is made of.
 
-    Subclasses add parameters or buffers and say how they enter the logits.
+    Subclasses add parameters or buffers, say how they enter the logits, and implement `fitted`.
+
+    Args:
+        zero_shot: the teacher that it adapts. support: n, the labelled images that it is fitted on.
+
+    Attributes:
+        support_ids, support_labels: (n,) which images those were, -1 until `fit`; so that no student is taught by a
+            teacher that knows labels which the student must not.
+        needs_val: fitting reads labelled images of the validation split as well.
+        settings: of fitting; `settings.views` augmented views are encoded at most.
     """
 
-    def __init__(self, zero_shot: ZeroShotClassifier) -> None:
+    needs_val: ClassVar[bool] = False
+    support_ids: Tensor
+    support_labels: Tensor
+    settings: Any
+
+    def __init__(self, zero_shot: ZeroShotClassifier, support: int) -> None:
+        if support < 1:
+            raise ConfigError(f"{type(self).__name__} needs a support set of at least one image; got {support}")
         super().__init__(zero_shot.image, *zero_shot.text.shape)
         self.set_text(zero_shot.text, zero_shot.text_norms, zero_shot.logit_scale)
+        self.register_buffer("support_ids", torch.full((support,), -1))
+        self.register_buffer("support_labels", torch.full((support,), -1))
         normalization, size = input_of(zero_shot)
         describe(self, normalization.mean, normalization.std, size)
+
+    def fit(self, support: Support) -> None:
+        """Fit to these images, in place; whatever it was fitted on before is forgotten.
+
+        Raises: ConfigError when there are not `support` of them, or what `fitted` raises.
+        """
+        if len(support.ids) != len(self.support_ids):
+            name = type(self).__name__
+            raise ConfigError(
+                f"{name} is made for support={len(self.support_ids)} and {len(support.ids)} images are labelled; "
+                f"set support={len(support.ids)} in the teacher's config"
+            )
+        made = self.fitted(self._bare(), support)
+        made.support_ids.copy_(support.ids)
+        made.support_labels.copy_(support.labels)
+        self.load_state_dict(made.state_dict(), strict=False)  # `made` has no image tower
+
+    def fitted(self, zero_shot: ZeroShotClassifier, support: Support) -> AdaptedClassifier:
+        """A new teacher of this kind, fitted; see `fit`."""
+        raise NotImplementedError(f"{type(self).__name__} does not implement fitted")
+
+    def _bare(self) -> ZeroShotClassifier:
+        """The zero-shot teacher without its image tower, on the CPU: features are there already."""
+        bare = ZeroShotClassifier(nn.Identity(), *self.text.shape)
+        bare.set_text(self.text, self.text_norms, self.logit_scale)
+        normalization, size = input_of(self)
+        describe(bare, normalization.mean, normalization.std, size)
+        return bare

@@ -9,7 +9,7 @@ import numpy as np
 from scipy.integrate import trapezoid
 from scipy.stats import entropy
 
-from limbeck.engine.selection import Progress, silent
+from limbeck.engine.selection import Pool, Progress, silent
 from limbeck.errors import ConfigError
 from limbeck.multimodal.vlm.strategies._k_centre import Euclidean, Nearest
 
@@ -93,3 +93,12 @@ def area_under_curve(labels: Sequence[float], accuracy: Sequence[float]) -> floa
     if not (np.isfinite(x).all() and np.isfinite(y).all() and (np.diff(x) > 0).all()):
         raise ConfigError("area under the curve: labels have to increase, and all values to be finite")
     return float(trapezoid(y, x) / (x[-1] - x[0]))
+
+
+def coverage_of(pool: Pool, classes: int) -> dict[str, float]:
+    """How the labelled images cover the classes and, where probabilities are there, the pool."""
+    found = class_coverage(pool.labels, classes)
+    values = {"covered": float(found.covered), "imbalance": found.imbalance, "entropy": found.entropy}
+    if pool.probabilities is not None and len(pool.unlabelled):
+        values["radius"] = covering_radius(pool.probabilities, pool.unlabelled, pool.labelled)
+    return {name: value for name, value in values.items() if value is not None}

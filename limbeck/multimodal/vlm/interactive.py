@@ -20,7 +20,6 @@ from limbeck.errors import ConfigError
 from limbeck.multimodal.vlm.data.partly_labelled import PartlyLabelled
 from limbeck.multimodal.vlm.loops import ActiveLearning
 from limbeck.multimodal.vlm.oracle import LabelFile
-from limbeck.multimodal.vlm.rounds import Rounds
 from limbeck.multimodal.vlm.sheet import Sheet, write_sheet
 from limbeck.multimodal.vlm.strategies.random import Random
 
@@ -57,7 +56,7 @@ class Session:
             raise ConfigError(f"{config.id} has no loop; name a config of active learning")
         self.folder, self.config = folder, config
         self.loop = cast(ActiveLearning, LOOPS.make(config.loop))
-        self.rounds = Rounds(config, options, folder, passes=self.loop.passes)
+        self.rounds = self.loop.rounds_of(config, options, folder)
         train = {k: v for k, v in config.data.train.items() if k not in ("type", "shots", "shots_seed")}
         # Any label will do to look at the images; none of these is read.
         self.images = PartlyLabelled(**{"split": "train", **train, "labelled": [0], "labels": [0]})

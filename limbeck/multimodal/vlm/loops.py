@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -43,21 +43,38 @@ class ActiveLearning(Loop):
         budget: images a round; 0 is one for each class.
         passes: updates of a round, in passes over its labelled images, as the official code counts (200 of them);
             0 takes the data config's `steps`, the same in every round.
+        refit: fit a few-shot teacher, such as CLAP, anew to the labels of every round; False keeps the run's teacher,
+            fitted to what the config labels.
+        teacher_lag: with refit, the student of round r learns from a teacher of the labels of round r − teacher_lag.
+            The official code for small sets fits it after the student: 1.
     Raises: ConfigError for numbers that are negative, or a budget beyond the pool.
     """
 
-    def __init__(self, strategy: Mapping[str, Any], rounds: int, budget: int = 0, passes: int = 0) -> None:
-        if rounds < 1 or budget < 0 or passes < 0:
+    def __init__(
+        self,
+        strategy: Mapping[str, Any],
+        rounds: int,
+        budget: int = 0,
+        passes: int = 0,
+        refit: bool = False,
+        teacher_lag: int = 0,
+    ) -> None:
+        if rounds < 1 or budget < 0 or passes < 0 or teacher_lag < 0:
             raise ConfigError(
-                f"active learning has rounds of 1 or more, and budget and passes of 0 or more; got rounds={rounds}, "
-                f"budget={budget}, passes={passes}"
+                "active learning has rounds of 1 or more, and budget, passes and teacher_lag of 0 or more; got "
+                f"rounds={rounds}, budget={budget}, passes={passes}, teacher_lag={teacher_lag}"
             )
         self.strategy = cast(Strategy, STRATEGIES.make(strategy, where="of active learning"))
         self.rounds, self.budget, self.passes = rounds, budget, passes
+        self.refit, self.teacher_lag = refit, teacher_lag
+
+    def rounds_of(self, config: RunConfig, options: RunOptions, folder: Path) -> Rounds:
+        """The state of a loop with these settings."""
+        return Rounds(config, options, folder, passes=self.passes, refit=self.refit, teacher_lag=self.teacher_lag)
 
     def run(self, config: RunConfig, options: RunOptions, folder: Path) -> RunRecord:
         """See the class; rounds that are done are not repeated."""
-        rounds = Rounds(config, options, folder, passes=self.passes)
+        rounds = self.rounds_of(config, options, folder)
         dataset = build_dataset(config.data, "train")
         classes = len(dataset.classes)
         budget = self.budget or classes
@@ -81,7 +98,7 @@ class ActiveLearning(Loop):
         known = [cast(tuple[np.ndarray, np.ndarray], rounds.labels(n))[1] for n in range(self.rounds + 1)]
         counts = [len(labels) for labels in known]
         covered = [float(class_coverage(labels, classes).covered) for labels in known]
-        record = whole(config, records, counts, covered)
+        record = whole(config, records, counts, covered, rounds.teachers(self.rounds + 1))
         with atomic_path(folder / STUDENT_FILE) as temporary:
             shutil.copyfile(rounds.weights(self.rounds), temporary)
         if options.records is not None:
@@ -89,11 +106,18 @@ class ActiveLearning(Loop):
         return record
 
 
-def whole(config: RunConfig, records: list[RunRecord], counts: list[int], covered: list[float]) -> RunRecord:
+def whole(
+    config: RunConfig,
+    records: list[RunRecord],
+    counts: list[int],
+    covered: list[float],
+    teachers: Sequence[RunRecord] = (),
+) -> RunRecord:
     """The record of a loop, from those of its rounds.
 
     Args:
         counts: labels of each round. covered: classes with a label.
+        teachers: that were fitted on the way; their seconds count.
     """
     first, last = records[0], records[-1]
     curve = [record.value for record in records]
@@ -101,7 +125,9 @@ def whole(config: RunConfig, records: list[RunRecord], counts: list[int], covere
     metrics = last.metrics | {"aulc": area_under_curve(counts, curve)}
     metrics |= {f"{name}@{count}": value for count, value in zip(counts, curve)}
     metrics |= {f"covered@{count}": value for count, value in zip(counts, covered)}
-    return record_of_rounds(config, records, metrics=metrics, data=first.data)
+    found = record_of_rounds(config, records, metrics=metrics, data=first.data)
+    seconds = found.cost.train_seconds + sum(record.cost.train_seconds for record in teachers)
+    return found.model_copy(update=dict(cost=found.cost.model_copy(update=dict(train_seconds=seconds))))
 
 
 def _start(rounds: Rounds, ids: np.ndarray, labels: np.ndarray) -> None:

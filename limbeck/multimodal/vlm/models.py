@@ -16,6 +16,7 @@ from limbeck.engine.lite_weights import LITE_MEAN, LITE_STD
 from limbeck.engine.pixels import input_of
 from limbeck.engine.registry import DATASETS, MODELS
 from limbeck.errors import ConfigError
+from limbeck.multimodal.vlm._few_shot import settings_of
 from limbeck.multimodal.vlm._joined import JOINED_DIM, JOINED_SCALE, LiteTower, joined_encoder, read_map
 from limbeck.multimodal.vlm._open_clip import check_tag, empty_visual, image_facts, image_side, load_towers
 from limbeck.multimodal.vlm._tiny_clip import (
@@ -28,7 +29,7 @@ from limbeck.multimodal.vlm._tiny_clip import (
     TinyCLIP,
     tiny_clip,
 )
-from limbeck.multimodal.vlm.clap import CLAP
+from limbeck.multimodal.vlm.clap import CLAP, CLAPSettings
 from limbeck.multimodal.vlm.classifier import ZeroShotClassifier
 from limbeck.multimodal.vlm.text import (
     TextAverage,
@@ -38,7 +39,7 @@ from limbeck.multimodal.vlm.text import (
     class_prompts,
     text_classifier,
 )
-from limbeck.multimodal.vlm.tip_adapter import TipAdapterF
+from limbeck.multimodal.vlm.tip_adapter import TipAdapterF, TipAdapterSettings
 
 __all__ = ["CLIPTower", "ZeroShot", "ZeroShotJoined", "ZeroShotTiny", "clap_model", "tip_adapter_model"]
 
@@ -183,31 +184,36 @@ def ZeroShotTiny(  # noqa: N802
     return _described(made, TINY_MEAN, TINY_STD, TINY_SIZE)
 
 
-# --- few-shot: a zero-shot teacher and what was fitted, `fit_tip_adapter` and `fit_clap`, from a file ---
+# --- few-shot: a zero-shot teacher and what is fitted to few labelled images; see `limbeck.multimodal.vlm.few_shot` ---
 
 
 @MODELS.register_module(name="TipAdapterF")
-def tip_adapter_model(zero_shot: Mapping[str, Any], support: int, pretrained: bool = False) -> TipAdapterF:
-    """The shape of a fitted Tip-Adapter-F, for its weights that are loaded afterwards.
-
-    Args:
-        zero_shot: config of the teacher that it adapts. support: labelled images that it was fitted on.
-        pretrained: True gives that teacher itself, unadapted: alpha is 0.
-    Raises: ConfigError, and what building the teacher raises.
-    """
-    return TipAdapterF(_inner(zero_shot, pretrained), support)
-
-
-@MODELS.register_module(name="CLAP")
-def clap_model(zero_shot: Mapping[str, Any], pretrained: bool = False) -> CLAP:
-    """The shape of a fitted CLAP teacher, for its weights that are loaded afterwards.
+def tip_adapter_model(
+    zero_shot: Mapping[str, Any], support: int, settings: Mapping[str, Any] | None = None, pretrained: bool = False
+) -> TipAdapterF:
+    """A zero-shot teacher to be fitted as Tip-Adapter-F, or the shape of a fitted one for its weights.
 
     Args:
         zero_shot: config of the teacher that it adapts.
-        pretrained: True gives that teacher itself, unadapted.
-    Raises: ConfigError, and what building the teacher raises.
+        support: labelled images that it is fitted on: shots times classes.
+        settings: of fitting, see `TipAdapterSettings`; batches follow the run's seed.
+        pretrained: True gives the zero-shot teacher, unadapted: alpha is 0.
+    Raises: ConfigError, UnknownName, and what building the teacher raises.
     """
-    return CLAP(_inner(zero_shot, pretrained))
+    return TipAdapterF(_inner(zero_shot, pretrained), support, settings_of(TipAdapterSettings, settings))
+
+
+@MODELS.register_module(name="CLAP")
+def clap_model(
+    zero_shot: Mapping[str, Any], support: int, settings: Mapping[str, Any] | None = None, pretrained: bool = False
+) -> CLAP:
+    """A zero-shot teacher to be fitted as CLAP, or the shape of a fitted one for its weights.
+
+    Args:
+        zero_shot, support, pretrained: see `tip_adapter_model`. settings: see `CLAPSettings`.
+    Raises: ConfigError, UnknownName, and what building the teacher raises.
+    """
+    return CLAP(_inner(zero_shot, pretrained), support, settings_of(CLAPSettings, settings))
 
 
 def _inner(zero_shot: Mapping[str, Any], pretrained: bool) -> ZeroShotClassifier:

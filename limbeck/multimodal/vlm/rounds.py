@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
-import torch
 from torch import nn
 
-from limbeck.engine.config import RunConfig
-from limbeck.engine.evaluate import build_dataset, eval_loader, read_batches, without_pretrained
+from limbeck.engine.config import TEACHER, RunConfig
+from limbeck.engine.evaluate import build_dataset, eval_loader, without_pretrained
 from limbeck.engine.loop import options_of_round
 from limbeck.engine.prepare import unaugmented
 from limbeck.engine.record import RunRecord, config_hash, read_record, record_path
@@ -28,12 +27,11 @@ from limbeck.engine.run import STUDENT_FILE, RunOptions, execute
 from limbeck.engine.selection import Pool, Progress, Strategy
 from limbeck.engine.weights import check_sha256, load_into, write_json
 from limbeck.errors import ConfigError
-from limbeck.multimodal.vlm.coverage import class_coverage, covering_radius
+from limbeck.multimodal.vlm._tables import tables_of
+from limbeck.multimodal.vlm.coverage import coverage_of
 
 if TYPE_CHECKING:
     from limbeck.engine.adapter import TaskAdapter
-
-IN_MEMORY = 1 << 28  # bytes of probabilities or features; larger ones are kept in a file, in half precision
 
 
 class Rounds:
@@ -43,13 +41,29 @@ class Rounds:
         config: of the run, with `loop`.
         folder: of the run.
         passes: updates of a round, in passes over its labelled images; 0 takes the config's `steps`.
-    Raises: ConfigError for training data that is not partly labelled.
+        refit, teacher_lag: see `ActiveLearning`.
+    Raises: ConfigError for training data that is not partly labelled, or a teacher that cannot be fitted.
     """
 
-    def __init__(self, config: RunConfig, options: RunOptions, folder: Path, *, passes: int = 0) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        options: RunOptions,
+        folder: Path,
+        *,
+        passes: int = 0,
+        refit: bool = False,
+        teacher_lag: int = 0,
+    ) -> None:
         if config.data.train.get("type") != "PartlyLabelled":
             raise ConfigError(f"{config.method}: active learning needs data.train of type PartlyLabelled")
         self.config, self.options, self.folder, self.passes = config, options, folder, passes
+        frozen = {n: m for n, m in config.model["members"].items() if m["type"] == "frozen"}
+        if refit and frozen and (list(frozen) != [TEACHER] or "support" not in frozen[TEACHER]["model"]):
+            said = ", ".join(f"{name} ({m['model'].get('type')})" for name, m in frozen.items())
+            raise ConfigError(f"{config.method}: loop.refit is of one few-shot teacher, such as CLAP; there is {said}")
+        self.refit, self.teacher_lag = refit and bool(frozen), teacher_lag
+        self.starts_fitted = any(m.get("weights") for m in frozen.values())
 
     def place(self, number: int) -> Path:
         """The folder of a round."""
@@ -83,8 +97,48 @@ class Rounds:
     def config_of(self, number: int) -> RunConfig:
         """The config of a round's run: the same initial weights and recipe every time, and the labels so far.
 
-        Raises: ConfigError before the round has labels.
+        Raises: ConfigError before the round has labels, or its teacher is fitted.
         """
+        config, source = self._on_labels(number), self.taught_on(number)
+        if source is None:
+            return config
+        found = self.fitted(source)
+        if found is None:
+            raise ConfigError(f"{self.place(source)}: the teacher of round {number} is not fitted yet")
+        member = {
+            **config.model["members"][TEACHER],
+            "model": {**self.fit_config(source).deployed, "pretrained": False},
+            "weights": f"run://{found.id}",
+            "sha256": found.student_sha256,
+            "expected": {config.metric.primary: found.val_metrics[config.metric.primary]},
+        }
+        members = {**config.model["members"], TEACHER: member}
+        return config.model_copy(update=dict(model={**config.model, "members": members}))
+
+    def taught_on(self, number: int) -> int | None:
+        """The round on whose labels this round's teacher is fitted; None where it is the run's own teacher."""
+        source = max(number - self.teacher_lag, 0)
+        return source if self.refit and (source or not self.starts_fitted) else None
+
+    def fit_config(self, number: int) -> RunConfig:
+        """The config of the run that fits the teacher anew, to all labels of a round."""
+        config = self._on_labels(number)
+        model = config.model["members"][TEACHER]["model"]
+        fitted = {**model, "pretrained": True, "support": len(config.data.train["labelled"])}
+        alone = dict(
+            type="Distiller",
+            members=dict(student=dict(type="trained", model=fitted)),
+            deploy="student",
+            adapter=config.model["adapter"],
+            links=[],
+            task_weight=1.0,
+        )
+        recipe = config.recipe.model_copy(update=dict(epochs=0))
+        return config.model_copy(
+            update=dict(method=TEACHER, model=alone, recipe=recipe, cache=None, companions={}),
+        )
+
+    def _on_labels(self, number: int) -> RunConfig:
         known = self.labels(number)
         if known is None:
             raise ConfigError(f"{self.place(number)}: round {number} has no labels yet; submit those of its images")
@@ -99,16 +153,31 @@ class Rounds:
 
     def record(self, number: int) -> RunRecord | None:
         """A round's record where it is of this config; None where the round has to be trained."""
-        path = record_path(self.place(number) / "records", self.config.id)
-        if not path.is_file() or self.labels(number) is None:
+        source = self.taught_on(number)
+        if self.labels(number) is None or (source is not None and self.fitted(source) is None):
             return None
-        found = read_record(path)
-        current = config_hash(self.config_of(number).model_dump(mode="json"))
-        return found if found.config_hash == current and self.weights(number).is_file() else None
+        return self._current(number, self.config_of(number))
+
+    def fitted(self, number: int) -> RunRecord | None:
+        """The record of the teacher that was fitted to a round's labels; None where it has to be."""
+        return self._current(number, self.fit_config(number))
+
+    def _current(self, number: int, config: RunConfig) -> RunRecord | None:
+        path = record_path(self.place(number) / "records", config.id)
+        if not path.is_file():
+            return None
+        found, current = read_record(path), config_hash(config.model_dump(mode="json"))
+        weights = self.place(number) / "runs" / config.id / STUDENT_FILE
+        return found if found.config_hash == current and weights.is_file() else None
 
     def weights(self, number: int) -> Path:
         """The file of a round's student."""
         return self.place(number) / "runs" / self.config.id / STUDENT_FILE
+
+    def teachers(self, rounds: int) -> list[RunRecord]:
+        """The records of the teachers that were fitted for this many rounds, each once."""
+        sources = dict.fromkeys(self.taught_on(number) for number in range(rounds))
+        return [r for s in sources if s is not None and (r := self.fitted(s)) is not None]
 
     def train(self, number: int, rounds: int, *, last: bool = True) -> RunRecord:
         """Train and evaluate a round's student, unless that is done.
@@ -120,9 +189,16 @@ class Rounds:
         found = self.record(number)
         if found is not None:
             return found
-        options = options_of_round(self.options, self.place(number), number, rounds)
-        if not last:
-            options = replace(options, latency_ms=0.0)
+
+        def inside(place: Path, *, latency: bool) -> RunOptions:
+            options = options_of_round(self.options, place, number, rounds)
+            return options if latency else replace(options, latency_ms=0.0)
+
+        source, options = self.taught_on(number), inside(self.place(number), latency=last)
+        if source is not None:
+            options = replace(options, teachers=self.place(source) / "runs")
+            if self.fitted(source) is None:
+                execute(self.fit_config(source), inside(self.place(source), latency=False))
         record = execute(self.config_of(number), options)
         assert record is not None  # one process alone runs a loop
         return record
@@ -171,10 +247,10 @@ class Rounds:
     def _adapter(self) -> TaskAdapter:
         return cast("TaskAdapter", ADAPTERS.make(self.config.model["adapter"]))
 
-    def choose(
-        self, number: int, strategy: Strategy, budget: int, classes: int, progress: Progress | None = None
-    ) -> np.ndarray:
+    def choose(self, number: int, strategy: Strategy, budget: int, classes: int) -> np.ndarray:
         """Choose what to label for a round by the student of the round before, and write it down.
+
+        The run's progress is told of the images compared and of the picks.
 
         Args:
             budget: how many; all that are left where there are fewer.
@@ -182,59 +258,16 @@ class Rounds:
         """
         pool = self.pool(number - 1, strategy.needs)
         count = min(budget, len(pool.unlabelled))
-        ids = strategy.choose(pool, count, seed=(self.config.seed, number), progress=progress)
+        ids = strategy.choose(pool, count, seed=(self.config.seed, number), progress=self._choosing(number))
         facts = coverage_of(pool, classes)
         self.ask(number, ids, strategy=type(strategy).__name__, before=facts)
         return ids
 
-
-def coverage_of(pool: Pool, classes: int) -> dict[str, float]:
-    """How the labelled images cover the classes and, where probabilities are there, the pool."""
-    found = class_coverage(pool.labels, classes)
-    values = {"covered": float(found.covered), "imbalance": found.imbalance, "entropy": found.entropy}
-    if pool.probabilities is not None and len(pool.unlabelled):
-        values["radius"] = covering_radius(pool.probabilities, pool.unlabelled, pool.labelled)
-    return {name: value for name, value in values.items() if value is not None}
-
-
-@torch.no_grad()
-def tables_of(
-    model: nn.Module,
-    adapter: TaskAdapter,
-    loader: Any,
-    folder: Path,
-    needs: frozenset[str],
-    count: int | None = None,
-) -> dict[str, np.ndarray]:
-    """Probabilities (N, K) and features (N, d) of a loader's images in order, those of both that are needed.
-
-    A table of more than 256 MB is a file in `folder`, float16; else it is float32 in memory.
-
-    Args:
-        count: N, where the loader is a list of batches.
-    """
-    ready = adapter.preprocessor(model).to(next(model.parameters()).device)
-    total = len(loader.dataset) if count is None else count
-    tables: dict[str, np.ndarray] = {}
-    start = 0
-    for batch in read_batches(adapter, loader, ready):
-        inputs = adapter.member_inputs(batch, model, model)
-        probabilities, features = adapter.embed(model, inputs)
-        found = {"probabilities": probabilities, "features": features}
-        for name in sorted(needs):
-            rows = found[name].cpu().numpy()
-            if name not in tables:
-                tables[name] = _table(folder / f"{name}.npy", (total, rows.shape[1]))
-            tables[name][start : start + len(rows)] = rows
-        start += len(inputs)
-    return tables
-
-
-def _table(path: Path, shape: tuple[int, int]) -> np.ndarray:
-    if 4 * shape[0] * shape[1] <= IN_MEMORY:
-        return np.empty(shape, np.float32)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return cast(np.ndarray, np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=shape))
+    def _choosing(self, number: int) -> Progress | None:
+        tell = self.options.progress
+        if tell is None:
+            return None
+        return lambda done, total, unit: tell(f"round {number + 1}: choosing, {unit}", done, total)
 
 
 def _read(path: Path) -> dict[str, Any] | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from limbeck.errors import ConfigError, UnknownName
-from limbeck.multimodal.vlm._few_shot import checked_features
-from limbeck.multimodal.vlm.classifier import AdaptedClassifier, ZeroShotClassifier
+from limbeck.multimodal.vlm._few_shot import Report, checked_features
+from limbeck.multimodal.vlm.classifier import AdaptedClassifier, Support, ZeroShotClassifier
 
 
 def search_grid(highest: float, steps: int) -> list[float]:
@@ -36,6 +36,7 @@ class TipAdapterSettings:
         select: the epoch that is kept: 'best_val', or 'last'. The official code takes the best on test, which is not
             offered.
         scale: of the text logits; None takes the teacher's own. The official codes write 100.
+        views: of the training set that are encoded, or as many as it has.
         seed: of the batches.
     """
 
@@ -48,6 +49,7 @@ class TipAdapterSettings:
     betas: Sequence[float] = field(default_factory=lambda: search_grid(7.0, 200))
     select: Literal["best_val", "last"] = "best_val"
     scale: float | None = None
+    views: int = 10
     seed: int = 0
 
 
@@ -68,19 +70,20 @@ class TipAdapterF(AdaptedClassifier):
 
     Args:
         zero_shot: the teacher whose image tower it shares. support: n.
+        settings: of `fit`.
 
     Attributes:
         keys: G (n, d). values: Y (n, K). alpha, beta: a and b, ().
     """
 
+    needs_val = True
     values: Tensor
     alpha: Tensor
     beta: Tensor
 
-    def __init__(self, zero_shot: ZeroShotClassifier, support: int) -> None:
-        if support < 1:
-            raise ConfigError(f"Tip-Adapter-F needs a support set of at least one image; got {support}")
-        super().__init__(zero_shot)
+    def __init__(self, zero_shot: ZeroShotClassifier, support: int, settings: TipAdapterSettings | None = None) -> None:
+        super().__init__(zero_shot, support)
+        self.settings = settings or TipAdapterSettings()
         dim, classes = zero_shot.text.shape
         self.keys = nn.Parameter(torch.zeros(support, dim))
         self.register_buffer("values", torch.zeros(support, classes))
@@ -89,6 +92,20 @@ class TipAdapterF(AdaptedClassifier):
 
     def classify(self, features: Tensor) -> Tensor:
         return super().classify(features) + self.alpha * cache_logits(features, self.keys, self.values, self.beta)
+
+    def fitted(self, zero_shot: ZeroShotClassifier, support: Support) -> TipAdapterF:
+        """See `fit_tip_adapter`."""
+        if support.val_features is None or support.val_labels is None:
+            raise ConfigError("Tip-Adapter-F chooses epoch, alpha and beta on held-out images; give their features")
+        return fit_tip_adapter(
+            zero_shot,
+            support.views,
+            support.labels,
+            val_features=support.val_features,
+            val_labels=support.val_labels,
+            settings=replace(self.settings, seed=support.seed),
+            report=support.report,
+        )
 
 
 def initial_keys(views: Tensor) -> Tensor:
@@ -134,6 +151,7 @@ def fit_tip_adapter(
     val_features: Tensor,
     val_labels: Tensor,
     settings: TipAdapterSettings | None = None,
+    report: Report | None = None,
 ) -> TipAdapterF:
     """Fit a cache to cached image features; the zero-shot teacher is left as it is.
 
@@ -142,6 +160,7 @@ def fit_tip_adapter(
             epoch e trains on view e mod V. The official code makes 10 views for the keys and new ones every epoch.
         labels: int64 (n,).
         val_features, val_labels: (N, d), (N,); choose the epoch, alpha and beta.
+        report: called with a stage, epochs done and their number.
     Raises: ConfigError, ShapeMismatch.
     """
     given = settings or TipAdapterSettings()
@@ -157,7 +176,7 @@ def fit_tip_adapter(
     made.beta.fill_(given.beta)
     with torch.no_grad():
         made.keys.copy_(initial_keys(views))
-    _train_keys(made, views, labels, val, val_labels, given)
+    _train_keys(made, views, labels, val, val_labels, given, report)
     with torch.no_grad():
         text_logits = ZeroShotClassifier.classify(made, val)
         alpha, beta, _ = search_alpha_beta(
@@ -175,7 +194,13 @@ def fit_tip_adapter(
 
 
 def _train_keys(
-    made: TipAdapterF, views: Tensor, labels: Tensor, val: Tensor, val_labels: Tensor, given: TipAdapterSettings
+    made: TipAdapterF,
+    views: Tensor,
+    labels: Tensor,
+    val: Tensor,
+    val_labels: Tensor,
+    given: TipAdapterSettings,
+    report: Report | None,
 ) -> None:
     rng = np.random.default_rng(given.seed)
     count = len(labels)
@@ -196,6 +221,8 @@ def _train_keys(
             right = _accuracy(made.classify(val), val_labels)
         if right > best or given.select == "last":
             best, kept = right, made.keys.detach().clone()
+        if report is not None:
+            report("fit", epoch + 1, given.epochs)
     optimizer.zero_grad()
     with torch.no_grad():
         made.keys.copy_(kept)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from ast import literal_eval
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -19,11 +19,11 @@ from limbeck.engine.evaluate import whole_batch
 from limbeck.engine.pixels import PixelPreprocessor, input_of
 from limbeck.engine.registry import DATASETS, MODELS, accepted_keys
 from limbeck.errors import ConfigError, DataMissing
+from limbeck.multimodal.vlm._few_shot import Report
 from limbeck.multimodal.vlm.classifier import ZeroShotClassifier
 
 JOINED, TINY = "joined", "tiny"  # names of the models that are not open_clip's
 CONFIDENCE = 0.95
-Report = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -77,13 +77,18 @@ def wilson_interval(correct: int, images: int) -> tuple[float, float]:
 
 @torch.no_grad()
 def image_features(
-    model: ZeroShotClassifier, dataset: Any, *, batch_size: int = 64, report: Report | None = None
+    model: ZeroShotClassifier,
+    dataset: Any,
+    *,
+    batch_size: int = 64,
+    stage: str = "zero-shot",
+    report: Report | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Normalised image embeddings (N, d) and labels (N,) of a data set of images, on the CPU, in its order.
 
     Args:
         dataset: of the registry: gives batches of uint8 images with labels.
-        report: called with a stage, images done and their number.
+        report: called with the stage, images done and their number.
     """
     device = model.text.device
     preprocess = PixelPreprocessor(*input_of(model)).to(device)
@@ -96,7 +101,7 @@ def image_features(
             labels.append(ready["data_samples"]["labels"].cpu())
             done += len(labels[-1])
             if report is not None:
-                report("zero-shot", done, len(dataset))
+                report(stage, done, len(dataset))
     return torch.cat(features), torch.cat(labels)
 
 
@@ -118,6 +123,19 @@ def evaluate_zero_shot(
     if not len(dataset):
         raise ConfigError("the split has no images; choose another")
     features, labels = image_features(model, dataset, batch_size=batch_size, report=report)
+    return counted(model, features, labels, dataset, names, config=config)
+
+
+def counted(
+    model: ZeroShotClassifier,
+    features: Tensor,
+    labels: Tensor,
+    dataset: Any,
+    names: Sequence[str],
+    *,
+    config: Mapping[str, Any] | None = None,
+) -> ZeroShotResult:
+    """The result of features (N, d) and labels (N,) of a data set's images; see `evaluate_zero_shot`."""
     if not 0 <= int(labels.min()) <= int(labels.max()) < len(names):
         raise ConfigError(
             f"labels go from {int(labels.min())} to {int(labels.max())}, and there are {len(names)} names"
@@ -145,21 +163,15 @@ def _whole(dataset: Any) -> Any:
     return dataset.dataset if isinstance(dataset, Subset) else dataset
 
 
-class _Subset(Subset):
-    """The first images of a data set that has no `limit` of its own, still in whole batches."""
+class Rows(Subset):
+    """Some images of a data set, still in whole batches."""
 
     def __getitems__(self, indices: list[int]) -> Any:  # type: ignore[override]
         return cast(Any, self.dataset).__getitems__([self.indices[i] for i in indices])
 
 
-def open_split(name: str, split: str, options: Sequence[str] = (), limit: int | None = None) -> Any:
-    """A data set of the registry.
-
-    Args:
-        options: 'key=value' arguments of it; values are read as Python literals, else kept as text.
-        limit: takes the first images only.
-    Raises: UnknownName; ConfigError; DataMissing.
-    """
+def read_options(options: Sequence[str]) -> dict[str, Any]:
+    """'key=value' texts as arguments; values are read as Python literals, else kept as text. Raises: ConfigError."""
     given: dict[str, Any] = {}
     for option in options:
         key, equals, text = option.partition("=")
@@ -169,11 +181,23 @@ def open_split(name: str, split: str, options: Sequence[str] = (), limit: int | 
             given[key] = literal_eval(text)
         except (ValueError, SyntaxError, TypeError):
             given[key] = text
+    return given
+
+
+def open_split(name: str, split: str, options: Sequence[str] = (), limit: int | None = None) -> Any:
+    """A data set of the registry.
+
+    Args:
+        options: 'key=value' arguments of it, see `read_options`.
+        limit: takes the first images only.
+    Raises: UnknownName; ConfigError; DataMissing.
+    """
+    given = read_options(options)
     own = limit is not None and "limit" in (accepted_keys(DATASETS.lookup(name)) or ())
     found = DATASETS.make({"type": name, "split": split, **({"limit": limit} if own else {}), **given})
     if limit is None or own:
         return found
-    return _Subset(found, range(check_limit(limit, len(found), name)))
+    return Rows(found, range(check_limit(limit, len(found), name)))
 
 
 def read_names(path: str | Path) -> list[str]:

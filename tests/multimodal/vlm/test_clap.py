@@ -22,7 +22,7 @@ from tests.multimodal.vlm.toy_teachers import toy_features, toy_teacher
 
 def test_starts_as_the_zero_shot_teacher():
     zero_shot = toy_teacher()
-    model = CLAP(zero_shot)
+    model = CLAP(zero_shot, 1)
     x = torch.randn(5, 3, 4, 4)
     torch.testing.assert_close(model(x), zero_shot(x))
     torch.testing.assert_close(model.prototypes.norm(dim=0), zero_shot.text_norms)
@@ -59,7 +59,7 @@ def test_loss_is_the_formula_and_the_constraint_starts_at_0():
 
 def test_gradient_reaches_the_prototypes_alone():
     zero_shot = toy_teacher()
-    model = CLAP(zero_shot)
+    model = CLAP(zero_shot, 8)
     features, labels = toy_features(8)
     loss = clap_loss(model.classify(features), labels, model.prototypes, initial_prototypes(zero_shot), torch.ones(4))
     loss.backward()
@@ -147,7 +147,7 @@ def test_bad_input():
 
 
 def test_registry_gives_the_shape_for_saved_weights():
-    model = MODELS.make(dict(type="CLAP", zero_shot=dict(type="ZeroShotTiny"), pretrained=False))
+    model = MODELS.make(dict(type="CLAP", zero_shot=dict(type="ZeroShotTiny"), support=7, pretrained=False))
     assert model.prototypes.shape == (64, 10)
     assert {k.partition(".")[0] for k in model.state_dict()} == {
         "image",
@@ -155,4 +155,6 @@ def test_registry_gives_the_shape_for_saved_weights():
         "text_norms",
         "logit_scale",
         "prototypes",
+        "support_ids",
+        "support_labels",
     }

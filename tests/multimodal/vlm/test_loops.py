@@ -96,6 +96,16 @@ def test_interrupted_loop_goes_on_with_the_same_choices(tmp_path):
     assert resumed.student_sha256 == straight.student_sha256
 
 
+def test_progress_says_how_far_a_choice_is(tmp_path):
+    config = active(tmp_path, loop=LOOP | dict(rounds=1))
+    said: list[tuple[str, int, int]] = []
+    execute(config, options(tmp_path, progress=lambda *step: said.append(step)))
+    picks = [step for step in said if step[0] == "round 2: choosing, picks"]
+    assert picks == [("round 2: choosing, picks", n, 4) for n in (1, 2, 3, 4)]
+    images = [step for step in said if step[0] == "round 2: choosing, images"]
+    assert images[-1] == ("round 2: choosing, images", 54, 54)
+
+
 def test_poisoned_labels_reach_the_training_when_they_are_revealed_and_not_before(tmp_path):
     loop = LOOP | dict(rounds=1)
     configs = [active(tmp_path, loop=loop, of=dict(type="Tones", poison=poison)) for poison in (None, 3)]
@@ -175,7 +185,7 @@ def test_strategy_without_needs_never_asks_the_student(tmp_path, monkeypatch):
 
 
 def test_large_tables_go_to_a_file_in_half_precision(tmp_path, monkeypatch):
-    from limbeck.multimodal.vlm import rounds as module
+    from limbeck.multimodal.vlm import _tables as module
 
     config = active(tmp_path, loop=LOOP | dict(rounds=1))
     execute(config, options(tmp_path))

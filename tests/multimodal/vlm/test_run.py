@@ -11,11 +11,13 @@ import torch
 from mmengine.hooks import Hook
 
 from limbeck.engine.config import PairConfig, RunConfig, expand, load_pair, parse
-from limbeck.engine.evaluate import evaluate_weights
+from limbeck.engine.evaluate import eval_loader, evaluate_weights
 from limbeck.engine.record import config_hash, read_record, record_path
+from limbeck.engine.registry import MODELS
 from limbeck.engine.run import RunOptions, execute, train_loader
 from limbeck.engine.weights import read_weights, save_weights
 from limbeck.errors import ConfigError
+from limbeck.multimodal.vlm.adapter import VLMAdapter
 from limbeck.multimodal.vlm.conflict import GradientConflictHook
 from tests.multimodal.vlm.toys import KNOWN, LinearClassifier, student
 
@@ -78,6 +80,13 @@ class Stop(Hook):
             raise KeyboardInterrupt
 
 
+class StopInValidation(Hook):
+    """Ends a run as a crash would, after the last epoch is saved."""
+
+    def before_val(self, runner: Any) -> None:
+        raise KeyboardInterrupt
+
+
 def test_shipped_digits_configs_train_teacher_ce_and_dho(tmp_path):
     pair = load_pair("multimodal/vlm/digits_4shot")
     recipe, teacher_recipe = pair.recipe.model_copy(), pair.teacher_recipe.model_copy()
@@ -132,7 +141,8 @@ def test_shipped_configs_differ_in_shots_alone(teacher):
             one.recipe,
         )
     assert one.teacher.get("caption_noise", 0.4) == (0.0 if teacher else 0.4)
-    assert list(one.methods) == ["KD", "KD-labelled", "CE+KD", "DHO", "CLIPFD", "CLIPCRD", "CLIPICL", "CLIPGD"]
+    features, in_turn = ["CLIPFD", "CLIPCRD", "CLIPICL", "CLIPGD"], ["KD-then-CE", "CE-then-KD"]
+    assert list(one.methods) == ["KD", "KD-labelled", "CE+KD", "DHO", *features, *in_turn]
     assert one.recipe.epochs * one.data.steps == 300
 
 
@@ -188,6 +198,58 @@ def test_best_val_keeps_epoch_and_knobs_together(tmp_path):
     values = [line["val"]["top1"] for line in lines if "val" in line]
     assert len(values) == 4
     assert record.val_metrics["top1"] == pytest.approx(max(values))
+
+
+@pytest.fixture
+def settled(monkeypatch):
+    """How often the knobs were searched; every search says what it found."""
+    found: list[tuple[float, float]] = []
+    search = VLMAdapter.settle
+
+    def settle(self: Any, deploy: Any, *args: Any) -> None:
+        search(self, deploy, *args)
+        found.append((deploy.alpha.item(), deploy.beta.item()))
+
+    monkeypatch.setattr(VLMAdapter, "settle", settle)
+    return found
+
+
+@pytest.mark.parametrize(("selection", "searches"), [("last", 2), ("best_val", 4)])
+def test_knobs_are_searched_once_a_validation_and_not_again(tmp_path, monkeypatch, settled, selection, searches):
+    recipe = dict(RECIPE, selection=selection, val_interval=3 if selection == "last" else 1)
+    run = tones_run(tmp_path, recipe=recipe)
+    changed = []
+
+    def save(path: Path, state: Any, **kwargs: Any) -> str:
+        """What a further search on the kept weights would find is what is saved."""
+        model = MODELS.make(run.deployed)
+        model.load_state_dict(state)
+        adapter = VLMAdapter(search=True)
+        count = len(settled)
+        adapter.settle(model, eval_loader(run.data, "val"), adapter.preprocessor(model))
+        del settled[count:]
+        changed.append([name for name, value in model.state_dict().items() if not torch.equal(value, state[name])])
+        return save_weights(path, state, **kwargs)
+
+    monkeypatch.setattr("limbeck.engine.run.save_weights", save)
+    record = execute(run, options(tmp_path))
+    assert len(settled) == searches
+    assert changed == [[]]
+    assert (record.metrics["alpha"], record.metrics["beta"]) in [pytest.approx(pair) for pair in settled]
+
+
+def test_knobs_are_searched_where_no_validation_was(tmp_path, settled):
+    run = tones_run(tmp_path)
+    execute(run, options(tmp_path, "straight"))
+    with pytest.raises(KeyboardInterrupt):
+        execute(run, options(tmp_path, "killed", hooks=[StopInValidation()]))
+    settled.clear()
+    again = execute(run, options(tmp_path, "killed"))  # nothing is left to train
+    assert len(settled) == 1
+    saved = [read_weights(tmp_path / name / run.id / "student.safetensors")[0] for name in ("straight", "killed")]
+    assert saved[0].keys() == saved[1].keys()
+    assert all(torch.equal(saved[0][k], saved[1][k]) for k in saved[0])
+    assert again.recipe.steps == 12
 
 
 def test_fixed_knobs_are_the_configs(tmp_path):
