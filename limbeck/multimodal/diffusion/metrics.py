@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from limbeck.engine.data import SPLITS, Split
 from limbeck.engine.registry import METRICS
 from limbeck.errors import ConfigError
 from limbeck.multimodal.diffusion.features import extract, load_features, net_spec, to_pixels
@@ -49,7 +50,8 @@ class GenerationMetric:
 
     Args:
         features: the feature net, 'fashion-mnist' or 'digits'.
-        reference: config of the real split; None is the test split of the data set that the net was trained on.
+        reference: config of the real split; None is that split of the data set that the net was trained on which the
+            predictions name by `split`, an index into train, val and test; without one, test.
         training: config of the split that the generator was trained on, for `memorisation`; 'own' is the train split of
             that data set; None leaves the figure out.
         images: how many generated images the figures are of, drawn with a fixed seed from those given; None takes all.
@@ -69,13 +71,14 @@ class GenerationMetric:
         if images is not None and images < 1:
             raise ConfigError(f"images is at least 1, or None for all; got {images}")
         self.images = images
-        self._reference_cfg = dict(type=self.spec.dataset, split="test") if reference is None else dict(reference)
+        self._reference_cfg = None if reference is None else dict(reference)
         own = dict(type=self.spec.dataset, split="train")
         self._training_cfg = None if training is None else own if isinstance(training, str) else dict(training)
         self.reset()
 
     def reset(self) -> None:
         """Forget every image."""
+        self._split: Split | None = None
         self._pixels: list[Tensor] = []
         self._labels: list[Tensor] = []
         self._calls: list[Tensor] = []
@@ -83,13 +86,15 @@ class GenerationMetric:
         self._forget()
 
     def _forget(self) -> None:
-        for name in ("_rows", "_sample", "_measured"):
+        for name in ("_real", "_reference", "_rows", "_sample", "_measured"):
             self.__dict__.pop(name, None)
 
     def update(
         self, predictions: Sequence[Mapping[str, Any]], teacher: Sequence[Mapping[str, Any]] | None = None
     ) -> None:
         """Add images, with the teacher's from the same noise where given. Raises: ConfigError."""
+        for prediction in predictions:
+            self._note_split(prediction)
         _ = self._real, self._training  # missing data should be said before thousands of images are made
         for prediction in predictions:
             self._add(prediction)
@@ -98,6 +103,17 @@ class GenerationMetric:
             if a.shape == b.shape:
                 self._squares.append((a - b.to(a)).square().flatten(1).mean(1).cpu())
         self._forget()
+
+    def _note_split(self, prediction: Mapping[str, Any]) -> None:
+        if "split" not in prediction:
+            return
+        named = {SPLITS[int(k)] for k in torch.as_tensor(prediction["split"]).reshape(-1).unique()}
+        if named and named != {self._split or min(named)}:
+            raise ConfigError(
+                f"figures are of requests of one split; got {', '.join(sorted({*named, self._split or 'none'}))}: reset "
+                "the metric between splits"
+            )
+        self._split = next(iter(named), self._split)
 
     def _add(self, prediction: Mapping[str, Any]) -> None:
         images = _batch(prediction["image"]).detach().cpu()
@@ -130,7 +146,8 @@ class GenerationMetric:
 
     @cached_property
     def _real(self) -> RealSplit:
-        return read_split(self._reference_cfg, "in the metric's reference")
+        own = dict(type=self.spec.dataset, split=self._split or "test")
+        return read_split(self._reference_cfg or own, "in the metric's reference")
 
     @cached_property
     def _training(self) -> RealSplit | None:
