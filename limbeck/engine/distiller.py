@@ -89,7 +89,9 @@ class Distiller(BaseModel):
         self.tap_shapes: dict[str, dict[str, tuple[int, ...]]] = {}  # of one example batch, by member and tap
         self.example_size = 0  # how many samples that batch has
         self._connect()
-        # After the links: one of them may have set a layer.
+        # After the links: one of them may have set a layer, or all of a member's weights.
+        for name, shadow in self.shadows.items():
+            shadow.load_state_dict(models[cast(str, specs[name].of)].state_dict())
         self.initial_hashes = {n: hash_state(m.state_dict()) for n, m in models.items() if specs[n].type == "trained"}
         self.caches: dict[str, TeacherCache] = {}
         self.progress = 0.0
@@ -297,7 +299,8 @@ class Distiller(BaseModel):
             fixed = member not in self.members
             with torch.set_grad_enabled(torch.is_grad_enabled() and not fixed):
                 store, _ = self._run(member, inputs, batch, wanted, with_loss=False)
-            self.teacher_forwards += batch_size(batch) if member in self.frozen else 0
+            if member in self.frozen:  # a method may ask about fewer or more samples than the batch has
+                self.teacher_forwards += batch_size(batch) if isinstance(inputs, Mapping) else len(inputs)
             return [store[tap] for tap in wanted]
 
         return again

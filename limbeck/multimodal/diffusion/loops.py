@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import shutil
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 from limbeck.engine.config import RunConfig
+from limbeck.engine.distiller import Distiller
+from limbeck.engine.evaluate import eval_loader, evaluate
 from limbeck.engine.loop import Loop, options_of_round, record_of_rounds
+from limbeck.engine.output import pick_device
+from limbeck.engine.predictions import PredictionCache
 from limbeck.engine.record import RunRecord, config_hash, read_record, record_path, write_record
 from limbeck.engine.registry import LOOPS
 from limbeck.engine.run import STUDENT_FILE, RunOptions, execute
-from limbeck.engine.weights import atomic_path
+from limbeck.engine.weights import atomic_path, load_into
 from limbeck.errors import ConfigError
 
 
@@ -21,7 +26,8 @@ class Halving(Loop):
 
     The recipe's epochs are those of all rounds together and are split evenly, so that a row of halvings costs what
     another method's run does; every round begins the rate's schedule anew, with a new optimiser. Rounds that are done
-    are not repeated. The record is the last round's, with the whole config and the cost of all rounds.
+    are not repeated. The record is the last round's, with the whole config, the first teacher, and the epochs, steps
+    and cost of all rounds; what its metrics say of a teacher is said of the first one.
 
     Args:
         start: steps of the first teacher; the last student's times a power of 2.
@@ -42,16 +48,19 @@ class Halving(Loop):
         records: list[RunRecord] = []
         for number, steps in enumerate(rounds):
             records.append(self.round(config, options, folder, number, steps, records, len(rounds)))
-        first = records[0]
+        first, last = records[0], records[-1]
+        with atomic_path(folder / STUDENT_FILE) as temporary:
+            shutil.copyfile(self.weights(config, folder, len(rounds) - 1), temporary)
+        steps = sum(record.recipe.steps for record in records)
         record = record_of_rounds(
             config,
             records,
             teacher=first.teacher,
             teacher_record=first.teacher_record,
             initial_hash=first.initial_hash,
+            metrics=last.metrics | (self.beside_first_teacher(config, options, folder) if len(rounds) > 1 else {}),
+            recipe=last.recipe.model_copy(update=dict(epochs=config.recipe.epochs, steps=steps)),
         )
-        with atomic_path(folder / STUDENT_FILE) as temporary:
-            shutil.copyfile(self.weights(config, folder, len(rounds) - 1), temporary)
         if options.records is not None:
             write_record(options.records, record)
         return record
@@ -93,6 +102,22 @@ class Halving(Loop):
         record = execute(run, inner)
         assert record is not None  # one process alone runs a loop
         return record
+
+    def beside_first_teacher(self, config: RunConfig, options: RunOptions, folder: Path) -> dict[str, float]:
+        """The test figures of the last student, with those of how near it is to the run's own teacher."""
+        parts = {key: value for key, value in deepcopy(config.model).items() if key != "type"}
+        model = Distiller(**parts, seed=config.seed, runs=options.teachers or options.out)
+        load_into(model.deploy, folder / STUDENT_FILE)
+        model.to(pick_device(options.device))
+        return evaluate(
+            model.deploy,
+            adapter=model.adapter,
+            loader=eval_loader(config.data, "test"),
+            metric=config.metric.build(),
+            preprocessor=model.data_preprocessor,
+            teacher=model.frozen["teacher"],
+            cache=None if options.cache is None else PredictionCache(options.cache, model),
+        )
 
     def weights(self, config: RunConfig, folder: Path, number: int) -> Path:
         """The file of a round's student."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar, cast
 
 import torch
+from mmengine.dist import get_rank
 from torch import Tensor
 
 from limbeck.engine.method import LinkInputs, Method, Shapes
@@ -63,6 +64,11 @@ class StepDistillation(Method):
                 f"{student.schedule.steps} and {student.image_shape} of the student"
             )
         if self.weight and self.start == "teacher":
+            if teacher.prediction != student.prediction:
+                raise ConfigError(
+                    f"{type(self).__name__}: the student predicts {student.prediction!r} and cannot start with the "
+                    f"weights of a teacher that predicts {teacher.prediction!r}; set start='own', or predict the same"
+                )
             try:
                 student.load_state_dict(teacher.state_dict())
             except RuntimeError as error:
@@ -81,7 +87,11 @@ class StepDistillation(Method):
         """The noise schedule of all members."""
         return self.learner.schedule
 
-    # --- what a step begins with; everything is drawn on the CPU from the link's own generator ---
+    # --- what a step begins with; everything is drawn on the CPU ---
+
+    def generator(self, batch: LinkInputs) -> torch.Generator:
+        """The link's own for this step; the processes of one run draw different noise for their parts of a batch."""
+        return torch.Generator().manual_seed(batch.draw + get_rank())
 
     def images(self, batch: LinkInputs) -> Tensor:
         """The batch's clean images (B, C, H, W)."""

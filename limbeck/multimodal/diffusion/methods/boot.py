@@ -85,7 +85,7 @@ class BOOT(StepDistillation):
         assert isinstance(self.learner, BOOTGenerator)
         assert self.step is not None
         assert self.t_max is not None
-        draw = batch.generator()
+        draw = self.generator(batch)
         start = self.noise(batch, draw)
         t = torch.randint(self.learner.t_min + self.step, self.t_max + 1, (len(start),), generator=draw).to(
             start.device

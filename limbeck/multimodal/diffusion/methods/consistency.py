@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from limbeck.engine.cost import evaluating
 from limbeck.engine.method import LinkInputs, Shapes
 from limbeck.engine.registry import METHODS
 from limbeck.errors import ConfigError, UnknownName
@@ -30,7 +33,8 @@ class ConsistencyDistillation(StepDistillation):
         distance: 'pseudo-huber' √(‖a - b‖² + c²) - c over all values of an image; 'l2' and 'l1' mean over them.
         huber: c = huber · √(C H W); ASSUMPTION 0.03, arXiv 2310.14189 has 0.00054.
         heun: two teacher calls a step, the second at its end, averaged, as the paper's solver; False is DDIM alone.
-        target: the member that gives f⁻, an 'ema' of the student, or the student itself, without graph.
+        target: the member that gives f⁻, an 'ema' of the student, or the student itself, without graph; with the
+            student's own dropout mask, as the official code has it.
         clip_targets: clamp the teacher's x0 to [-1, 1].
         kwargs: see `StepDistillation`; name the target in `teacher` too: teacher=['teacher', 'target'].
     Raises: ConfigError, UnknownName.
@@ -67,22 +71,19 @@ class ConsistencyDistillation(StepDistillation):
     def connect(self, teacher_shapes: Shapes, student_shapes: Shapes) -> None:
         super().connect(teacher_shapes, student_shapes)
         self.schedule.trailing(self.intervals)
-        if self.target != self.student and self.weight and self.start == "teacher":
-            self.members[self.target].load_state_dict(self.members[self.student].state_dict())
 
     def forward(self, batch: LinkInputs) -> dict[str, Tensor]:
-        x, draw = self.images(batch), batch.generator()
+        x, draw = self.images(batch), self.generator(batch)
         grid = self.schedule.trailing(self.intervals)
         t = grid[torch.randint(self.intervals, (len(x),), generator=draw)].to(x.device)
         s = t - self.schedule.steps // self.intervals
         labels = self.labels(batch, draw)
         z = self.schedule.add_noise(x, self.noise(batch, draw), t)
-        state = torch.random.get_rng_state()
+        state = random_state(z)
         answer = self.ask(batch, self.student, z, t, labels)
         with torch.no_grad():
             moved = self.step(batch, z, t, s, labels)
-            with torch.random.fork_rng(devices=[]):
-                torch.random.set_rng_state(state)  # the same dropout mask for both, as the official code has it
+            with repeated(state, z), mode_of(self.members[self.target], self.learner):
                 followed = self.consistent(batch, moved, s, labels)
         return {"consistency": self.apart(answer, followed).mean()}
 
@@ -116,3 +117,26 @@ class ConsistencyDistillation(StepDistillation):
             return per_image(squared)
         c = self.huber * squared[0].numel() ** 0.5
         return (squared.flatten(1).sum(1) + c * c).sqrt() - c
+
+
+def random_state(like: Tensor) -> list[Tensor]:
+    """Of torch's global generators, on which dropout on the device of `like` draws."""
+    return [torch.get_rng_state(), *([torch.cuda.get_rng_state(like.device)] if like.is_cuda else [])]
+
+
+@contextmanager
+def repeated(state: list[Tensor], like: Tensor) -> Iterator[None]:
+    """Draw again what was drawn after `random_state(like)`, and go on afterwards as if nothing had been."""
+    with torch.random.fork_rng(devices=[like.device] if like.is_cuda else []):
+        torch.set_rng_state(state[0])
+        for of_device in state[1:]:
+            torch.cuda.set_rng_state(of_device, like.device)
+        yield
+
+
+@contextmanager
+def mode_of(model: nn.Module, other: nn.Module) -> Iterator[None]:
+    """`model` in the mode, training or not, of `other`; its modules get their own back afterwards."""
+    with evaluating(model):
+        model.train(other.training)
+        yield

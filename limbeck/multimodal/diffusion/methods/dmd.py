@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from limbeck.engine.cost import evaluating
 from limbeck.engine.method import LinkInputs, Shapes
 from limbeck.engine.registry import METHODS
 from limbeck.errors import ConfigError
@@ -74,7 +75,7 @@ class DMD(StepDistillation):
         self.fake = deepcopy(denoiser(self.members[self.teachers[0]])).requires_grad_(True).train()
 
     def forward(self, batch: LinkInputs) -> dict[str, Tensor]:
-        draw = batch.generator()
+        draw = self.generator(batch)
         start, labels = self.noise(batch, draw), self.labels(batch, draw)
         turn = int(self.done) % self.ratio == 0 and batch.progress >= self.first
         self.done += 1
@@ -103,7 +104,7 @@ class DMD(StepDistillation):
         times = self.schedule.steps
         t = torch.randint(times // 50, times - times // 50, (len(made),), generator=draw).to(made.device)
         noise = torch.randn(made.shape, generator=draw).to(made.device)
-        with torch.no_grad():
+        with torch.no_grad(), evaluating(self.fake):  # as the teacher is: else dropout alone would make a g
             z = self.schedule.add_noise(made, noise, t)
             real = self.ask(batch, self.teachers[0], z, t, labels)
             fake = self.fake.predict(z, t, labels).x0.float()

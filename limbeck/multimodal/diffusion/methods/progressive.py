@@ -59,7 +59,7 @@ class ProgressiveDistillation(StepDistillation):
             )
 
     def forward(self, batch: LinkInputs) -> dict[str, Tensor]:
-        x, draw = self.images(batch), batch.generator()
+        x, draw = self.images(batch), self.generator(batch)
         grid = self.schedule.trailing(self.steps)
         t = grid[torch.randint(self.steps, (len(x),), generator=draw)].to(x.device)
         labels = self.labels(batch, draw)

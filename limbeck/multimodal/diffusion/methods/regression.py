@@ -8,9 +8,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from limbeck.engine.method import LinkInputs
+from limbeck.engine.method import LinkInputs, Shapes
 from limbeck.engine.registry import METHODS
 from limbeck.errors import ConfigError
+from limbeck.multimodal.diffusion.adapter import denoiser
 from limbeck.multimodal.diffusion.methods._base import StepDistillation
 from limbeck.multimodal.diffusion.samplers import class_labels, noise
 
@@ -42,32 +43,46 @@ class Regression(StepDistillation):
         if pairs < 1:
             raise ConfigError(f"Regression needs pairs of 1 or more; got {pairs}")
         self.pairs, self.seed, self.teacher_steps = pairs, seed, teacher_steps
-        self.samples: Tensor | None = None
+
+    samples: Tensor
+    ready: Tensor
+
+    def connect(self, teacher_shapes: Shapes, student_shapes: Shapes) -> None:
+        super().connect(teacher_shapes, student_shapes)
+        self.schedule.trailing(self.teacher_steps)
+        shape, classes = self.learner.image_shape, self.learner.num_classes
+        self.noises = noise(self.pairs, shape, self.seed * 3, first=1 << 24)
+        self.classes = None if classes is None else class_labels(self.pairs, classes)
+        # In checkpoints, so that a resumed run makes no sample twice.
+        self.register_buffer("samples", torch.zeros(self.pairs, *shape))
+        self.register_buffer("ready", torch.zeros((), dtype=torch.bool))
 
     def forward(self, batch: LinkInputs) -> dict[str, Tensor]:
-        device = next(self.learner.parameters()).device
-        if self.samples is None:
-            self.start = noise(self.pairs, self.learner.image_shape, self.seed * 3, first=1 << 24).to(device)
-            count = self.learner.num_classes
-            self.classes = None if count is None else class_labels(self.pairs, count).to(device)
-            self.samples = self.made(batch)
-        rows = torch.randint(self.pairs, (self.count(batch),), generator=batch.generator()).to(device)
-        t = torch.full((len(rows),), self.schedule.steps - 1, device=device)
-        labels = None if self.classes is None else self.classes[rows]
-        found = self.ask(batch, self.student, self.start[rows], t, labels)
-        return {"samples": (found - self.samples[rows]).square().mean()}
+        if not self.ready:
+            self.samples.copy_(self.made(batch))
+            self.ready.fill_(True)
+        rows = torch.randint(self.pairs, (self.count(batch),), generator=self.generator(batch))
+        z, labels = self.asked(rows)
+        t = torch.full((len(rows),), self.schedule.steps - 1, device=z.device)
+        found = self.ask(batch, self.student, z, t, labels)
+        return {"samples": (found - self.samples[rows.to(z.device)]).square().mean()}
+
+    def asked(self, rows: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Noise (B, C, H, W) and labels (B,) of these pairs."""
+        device = self.samples.device
+        return self.noises[rows].to(device), None if self.classes is None else self.classes[rows].to(device)
 
     @torch.no_grad()
     def made(self, batch: LinkInputs) -> Tensor:
-        """x_T(ε) (pairs, C, H, W): DDIM steps of the teacher, clamped as its sampler clamps."""
+        """x_T(ε) (pairs, C, H, W): DDIM steps of the teacher, clamped where the teacher clips."""
         grid = [*self.schedule.trailing(self.teacher_steps).tolist(), -1]
+        clip = denoiser(self.members[self.teachers[0]]).clip
         parts = []
         for rows in torch.arange(self.pairs).split(64):
-            z = self.start[rows]
-            labels = None if self.classes is None else self.classes[rows]
+            z, labels = self.asked(rows)
             for now, then in pairwise(grid):
                 t = torch.full((len(z),), now, device=z.device)
                 x0 = self.ask(batch, self.teachers[0], z, t, labels)
-                z = self.schedule.ddim(z, x0.clamp(-1, 1) if self.learner.clip else x0, now, then)
+                z = self.schedule.ddim(z, x0.clamp(-1, 1) if clip else x0, now, then)
             parts.append(z)
         return torch.cat(parts)
