@@ -61,10 +61,20 @@ class DiffusionAdapter(PixelAdapter):
         return Batch(inputs, samples.get("labels"), samples.get("ids"), samples.get("views"), extra=kept)
 
     def member_inputs(self, batch: Batch, deploy: nn.Module, member: nn.Module) -> Any:
-        """The same for every member. Raises: ConfigError for members that make images of other shapes."""
-        mine, its = denoiser(deploy).image_shape, denoiser(member).image_shape
-        if mine != its:
-            raise ConfigError(f"members of one run make images of one shape; got {mine} and {its}")
+        """The same for every member.
+
+        Raises: ConfigError for members that make images of other shapes, or noisy images of another noise schedule.
+        """
+        mine, its = denoiser(deploy), denoiser(member)
+        if mine.image_shape != its.image_shape:
+            raise ConfigError(
+                f"members of one run make images of one shape; got {mine.image_shape} and {its.image_shape}"
+            )
+        if isinstance(batch.inputs, Noisy) and not mine.schedule.same_as(its.schedule):
+            raise ConfigError(
+                "members of one run read noisy images of one noise schedule; got two of "
+                f"{mine.schedule.steps} and {its.schedule.steps} times"
+            )
         return batch.inputs
 
     def forward(self, model: nn.Module, inputs: Any, batch: Batch, *, with_loss: bool) -> Forward:

@@ -23,7 +23,7 @@ class GaussianNetwork(nn.Module):
     def __init__(self, schedule: NoiseSchedule, means: list[float], std: float, prediction: str) -> None:
         super().__init__()
         self.schedule, self.std, self.prediction = schedule, std, prediction
-        self.register_buffer("means", torch.tensor(means, dtype=torch.float64))
+        self.means = nn.Parameter(torch.tensor(means, dtype=torch.float64), requires_grad=False)
         self.batches: list[int] = []
         self.times: list[int] = []
 

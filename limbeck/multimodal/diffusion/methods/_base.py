@@ -55,14 +55,8 @@ class StepDistillation(Method):
         self.guidance, self.drop_labels, self.start = guidance, drop_labels, start
 
     def connect(self, teacher_shapes: Shapes, student_shapes: Shapes) -> None:
-        """Check that both are denoisers of one schedule and shape; the student gets the teacher's weights."""
+        """The student gets the teacher's weights. That both have one noise schedule and shape, the adapter has checked."""
         teacher, student = denoiser(self.members[self.teachers[0]]), self.learner
-        if not teacher.schedule.same_as(student.schedule) or teacher.image_shape != student.image_shape:
-            raise ConfigError(
-                f"{type(self).__name__} links denoisers of one noise schedule and image shape; "
-                f"got {teacher.schedule.steps} times and {teacher.image_shape} of the teacher, "
-                f"{student.schedule.steps} and {student.image_shape} of the student"
-            )
         if self.weight and self.start == "teacher":
             if teacher.prediction != student.prediction:
                 raise ConfigError(
@@ -83,8 +77,8 @@ class StepDistillation(Method):
         return denoiser(self.members[self.student])
 
     @property
-    def schedule(self) -> NoiseSchedule:
-        """The noise schedule of all members."""
+    def noise_schedule(self) -> NoiseSchedule:
+        """Of all members; `schedule` is that of the link's weight."""
         return self.learner.schedule
 
     # --- what a step begins with; everything is drawn on the CPU ---

@@ -71,7 +71,9 @@ class BOOT(StepDistillation):
         super().connect(teacher_shapes, student_shapes)
         if not isinstance(self.learner, BOOTGenerator):
             raise ConfigError("BOOT trains a student that reads noise: build it with boot_t_min=…")
-        times = self.schedule.steps
+        # One that predicts y and starts as the teacher fulfils the boundary condition from the first step on.
+        self.may_be_zero = self.may_be_zero or self.learner.prediction == "sample"
+        times = self.noise_schedule.steps
         self.step = max(times // 20, 1) if self.step is None else self.step
         self.t_max = times - 1 - times // 100 if self.t_max is None else self.t_max
         first = self.learner.t_min + self.step
@@ -116,7 +118,7 @@ class BOOT(StepDistillation):
         self, batch: LinkInputs, start: Tensor, y: Tensor, t: Tensor, s: Tensor, labels: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """The target r y + (1 - r) f (B, C, H, W), and r (B, 1, 1, 1)."""
-        path = self.schedule
+        path = self.noise_schedule
         r = (path.log_ratio(s, torch.float64) - path.log_ratio(t, torch.float64)).exp().to(y.dtype)
         f = self.clipped(self.ask(batch, self.teachers[0], path.alpha(t) * y + path.sigma(t) * start, t, labels))
         if self.heun:

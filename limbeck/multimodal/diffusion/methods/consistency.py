@@ -70,15 +70,15 @@ class ConsistencyDistillation(StepDistillation):
 
     def connect(self, teacher_shapes: Shapes, student_shapes: Shapes) -> None:
         super().connect(teacher_shapes, student_shapes)
-        self.schedule.trailing(self.intervals)
+        self.noise_schedule.trailing(self.intervals)
 
     def forward(self, batch: LinkInputs) -> dict[str, Tensor]:
         x, draw = self.images(batch), self.generator(batch)
-        grid = self.schedule.trailing(self.intervals)
+        grid = self.noise_schedule.trailing(self.intervals)
         t = grid[torch.randint(self.intervals, (len(x),), generator=draw)].to(x.device)
-        s = t - self.schedule.steps // self.intervals
+        s = t - self.noise_schedule.steps // self.intervals
         labels = self.labels(batch, draw)
-        z = self.schedule.add_noise(x, self.noise(batch, draw), t)
+        z = self.noise_schedule.add_noise(x, self.noise(batch, draw), t)
         state = random_state(z)
         answer = self.ask(batch, self.student, z, t, labels)
         with torch.no_grad():
@@ -90,13 +90,13 @@ class ConsistencyDistillation(StepDistillation):
     def step(self, batch: LinkInputs, z: Tensor, t: Tensor, s: Tensor, labels: Tensor | None) -> Tensor:
         """The teacher's step (B, C, H, W) from z at t to s."""
         x0 = self.of_teacher(batch, z, t, labels)
-        moved = self.schedule.ddim(z, x0, t, s)
+        moved = self.noise_schedule.ddim(z, x0, t, s)
         if not self.heun:
             return moved
         again = self.of_teacher(batch, moved, s.clamp(min=0), labels)
         # At the clean end there is no second answer.
         mixed = torch.where((s < 0).reshape(-1, 1, 1, 1), x0, (x0 + again) / 2)
-        return self.schedule.ddim(z, mixed, t, s)
+        return self.noise_schedule.ddim(z, mixed, t, s)
 
     def of_teacher(self, batch: LinkInputs, z: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
         """The teacher's x0 (B, C, H, W), guided, and clamped where `clip_targets`."""
@@ -137,6 +137,9 @@ def repeated(state: list[Tensor], like: Tensor) -> Iterator[None]:
 @contextmanager
 def mode_of(model: nn.Module, other: nn.Module) -> Iterator[None]:
     """`model` in the mode, training or not, of `other`; its modules get their own back afterwards."""
+    if model is other:
+        yield
+        return
     with evaluating(model):
         model.train(other.training)
         yield

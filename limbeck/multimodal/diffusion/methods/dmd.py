@@ -88,24 +88,24 @@ class DMD(StepDistillation):
 
     def generated(self, batch: LinkInputs, start: Tensor, labels: Tensor | None) -> Tensor:
         """x_g (B, C, H, W), one step of the student from noise."""
-        t = torch.full((len(start),), self.schedule.steps - 1, device=start.device)
+        t = torch.full((len(start),), self.noise_schedule.steps - 1, device=start.device)
         return self.ask(batch, self.student, start, t, labels)
 
     def fake_loss(self, made: Tensor, labels: Tensor | None, draw: torch.Generator) -> Tensor:
         """L_ψ of images (B, C, H, W) without graph."""
-        t = torch.randint(self.schedule.steps, (len(made),), generator=draw).to(made.device)
+        t = torch.randint(self.noise_schedule.steps, (len(made),), generator=draw).to(made.device)
         noise = torch.randn(made.shape, generator=draw).to(made.device)
-        z = self.schedule.add_noise(made, noise, t)
-        v = self.schedule.alpha(t) * noise - self.schedule.sigma(t) * made
+        z = self.noise_schedule.add_noise(made, noise, t)
+        v = self.noise_schedule.alpha(t) * noise - self.noise_schedule.sigma(t) * made
         return (self.fake.predict(z, t, labels).v.float() - v).square().mean()
 
     def matching(self, batch: LinkInputs, made: Tensor, labels: Tensor | None, draw: torch.Generator) -> Tensor:
         """L_DM of images (B, C, H, W) with graph."""
-        times = self.schedule.steps
+        times = self.noise_schedule.steps
         t = torch.randint(times // 50, times - times // 50, (len(made),), generator=draw).to(made.device)
         noise = torch.randn(made.shape, generator=draw).to(made.device)
         with torch.no_grad(), evaluating(self.fake):  # as the teacher is: else dropout alone would make a g
-            z = self.schedule.add_noise(made, noise, t)
+            z = self.noise_schedule.add_noise(made, noise, t)
             real = self.ask(batch, self.teachers[0], z, t, labels)
             fake = self.fake.predict(z, t, labels).x0.float()
             scale = per_image((made - real).abs()).reshape(-1, 1, 1, 1)

@@ -51,7 +51,7 @@ class ProgressiveDistillation(StepDistillation):
 
     def connect(self, teacher_shapes: Shapes, student_shapes: Shapes) -> None:
         super().connect(teacher_shapes, student_shapes)
-        times = self.schedule.steps
+        times = self.noise_schedule.steps
         if times % (2 * self.steps):
             raise ConfigError(
                 f"a student of {self.steps} steps learns from a teacher of {2 * self.steps}, which do not divide the "
@@ -60,18 +60,18 @@ class ProgressiveDistillation(StepDistillation):
 
     def forward(self, batch: LinkInputs) -> dict[str, Tensor]:
         x, draw = self.images(batch), self.generator(batch)
-        grid = self.schedule.trailing(self.steps)
+        grid = self.noise_schedule.trailing(self.steps)
         t = grid[torch.randint(self.steps, (len(x),), generator=draw)].to(x.device)
         labels = self.labels(batch, draw)
-        z = self.schedule.add_noise(x, self.noise(batch, draw), t)
-        half = self.schedule.steps // (2 * self.steps)
+        z = self.noise_schedule.add_noise(x, self.noise(batch, draw), t)
+        half = self.noise_schedule.steps // (2 * self.steps)
         first = self.of_teacher(batch, z, t, labels)
-        middle = self.schedule.ddim(z, first, t, t - half)
+        middle = self.noise_schedule.ddim(z, first, t, t - half)
         second = self.of_teacher(batch, middle, t - half, labels)
-        landed = self.schedule.ddim(middle, second, t - half, t - 2 * half)
-        target = one_step_target(self.schedule, z, landed, second, t, t - 2 * half)
+        landed = self.noise_schedule.ddim(middle, second, t - half, t - 2 * half)
+        target = one_step_target(self.noise_schedule, z, landed, second, t, t - 2 * half)
         error = per_image((self.ask(batch, self.student, z, t, labels) - target).square())
-        return {"x0": (step_weight(self.schedule, t, self.loss_weight) * error).mean()}
+        return {"x0": (step_weight(self.noise_schedule, t, self.loss_weight) * error).mean()}
 
     def of_teacher(self, batch: LinkInputs, z: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
         """The teacher's x0 (B, C, H, W), guided, and clamped where `clip_targets`."""

@@ -49,7 +49,7 @@ class Regression(StepDistillation):
 
     def connect(self, teacher_shapes: Shapes, student_shapes: Shapes) -> None:
         super().connect(teacher_shapes, student_shapes)
-        self.schedule.trailing(self.teacher_steps)
+        self.noise_schedule.trailing(self.teacher_steps)
         shape, classes = self.learner.image_shape, self.learner.num_classes
         self.noises = noise(self.pairs, shape, self.seed * 3, first=1 << 24)
         self.classes = None if classes is None else class_labels(self.pairs, classes)
@@ -63,7 +63,7 @@ class Regression(StepDistillation):
             self.ready.fill_(True)
         rows = torch.randint(self.pairs, (self.count(batch),), generator=self.generator(batch))
         z, labels = self.asked(rows)
-        t = torch.full((len(rows),), self.schedule.steps - 1, device=z.device)
+        t = torch.full((len(rows),), self.noise_schedule.steps - 1, device=z.device)
         found = self.ask(batch, self.student, z, t, labels)
         return {"samples": (found - self.samples[rows.to(z.device)]).square().mean()}
 
@@ -75,7 +75,7 @@ class Regression(StepDistillation):
     @torch.no_grad()
     def made(self, batch: LinkInputs) -> Tensor:
         """x_T(ε) (pairs, C, H, W): DDIM steps of the teacher, clamped where the teacher clips."""
-        grid = [*self.schedule.trailing(self.teacher_steps).tolist(), -1]
+        grid = [*self.noise_schedule.trailing(self.teacher_steps).tolist(), -1]
         clip = denoiser(self.members[self.teachers[0]]).clip
         parts = []
         for rows in torch.arange(self.pairs).split(64):
@@ -83,6 +83,6 @@ class Regression(StepDistillation):
             for now, then in pairwise(grid):
                 t = torch.full((len(z),), now, device=z.device)
                 x0 = self.ask(batch, self.teachers[0], z, t, labels)
-                z = self.schedule.ddim(z, x0.clamp(-1, 1) if clip else x0, now, then)
+                z = self.noise_schedule.ddim(z, x0.clamp(-1, 1) if clip else x0, now, then)
             parts.append(z)
         return torch.cat(parts)
