@@ -74,12 +74,16 @@ class ImageGenerator(Denoiser):
         Args:
             classes: one an image; where not given they go round, `count` images in all.
             record: keep what the model believes at each step.
-        Raises: ConfigError for a class out of range, or neither classes nor count.
+        Raises: ConfigError for a class out of range, classes of an unconditional model, or neither classes nor count.
         """
         if classes is None and count is None:
             raise ConfigError("generate needs classes, one for each image, or count=…")
         if classes is not None and not len(classes):
             raise ConfigError("generate needs one class or more; classes is empty")
+        if classes is not None and self.num_classes is None:
+            raise ConfigError("this model is unconditional: generate takes count=… images of it, and no classes")
+        if classes is not None and count not in (None, len(classes)):
+            raise ConfigError(f"generate makes an image for each of {len(classes)} classes; leave out count={count}")
         number = len(classes) if classes is not None else int(count or 0)
         labels = None
         if self.num_classes is not None:

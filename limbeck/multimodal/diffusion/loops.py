@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -91,8 +92,10 @@ class Halving(Loop):
         rounds: int,
     ) -> RunRecord:
         """The student of one halving, trained now where it is missing."""
-        run = self.inner(config, folder, number, steps, before, config.recipe.epochs // rounds)
+        run = self.inner(config, number, steps, before, config.recipe.epochs // rounds)
         inner = options_of_round(options, folder / "rounds" / str(number), number, rounds)
+        if number:
+            inner = replace(inner, teachers=folder / "rounds" / str(number - 1) / "runs")
         assert inner.records is not None
         path = record_path(inner.records, run.id)
         if path.is_file() and (inner.out / run.id / STUDENT_FILE).is_file():
@@ -123,10 +126,11 @@ class Halving(Loop):
         """The file of a round's student."""
         return folder / "rounds" / str(number) / "runs" / config.id / STUDENT_FILE
 
-    def inner(
-        self, config: RunConfig, folder: Path, number: int, steps: int, before: list[RunRecord], epochs: int
-    ) -> RunConfig:
-        """The run of one round: the round before is its teacher, without guidance, which that has learnt."""
+    def inner(self, config: RunConfig, number: int, steps: int, before: list[RunRecord], epochs: int) -> RunConfig:
+        """The run of one round: the round before is its teacher, without guidance, which that has learnt.
+
+        It names no folder, so that a row of halvings gives one and the same file wherever it is made.
+        """
         value: dict[str, Any] = config.model_dump()
         value.pop("loop", None)
         value["recipe"]["epochs"] = epochs
@@ -135,10 +139,13 @@ class Halving(Loop):
         student["sampler"] = {**student.get("sampler", {}), "steps": steps}
         links[0]["steps"] = steps
         if number:
-            weights = self.weights(config, folder, number - 1)
             taught = {**student, "sampler": {**student["sampler"], "steps": 2 * steps}}
             members["teacher"] = dict(
-                type="frozen", model=taught, weights=str(weights), sha256=before[-1].student_sha256, expected=None
+                type="frozen",
+                model=taught,
+                weights=f"run://{config.id}",
+                sha256=before[-1].student_sha256,
+                expected=None,
             )
             links[0]["guidance"] = 1.0
         return RunConfig.model_validate(value)

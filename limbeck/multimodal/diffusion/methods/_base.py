@@ -55,7 +55,7 @@ class StepDistillation(Method):
         self.guidance, self.drop_labels, self.start = guidance, drop_labels, start
 
     def connect(self, teacher_shapes: Shapes, student_shapes: Shapes) -> None:
-        """The student gets the teacher's weights. That both have one noise schedule and shape, the adapter has checked."""
+        """The student gets the teacher's weights; that schedules and shapes are the same, the adapter has checked."""
         teacher, student = denoiser(self.members[self.teachers[0]]), self.learner
         if self.weight and self.start == "teacher":
             if teacher.prediction != student.prediction:

@@ -224,7 +224,7 @@ def test_pseudo_huber_is_quadratic_near_and_linear_far():
 class Masks(nn.Module):
     """What dropout leaves of ones; keeps every mask."""
 
-    kept: list[Tensor] = []  # noqa: RUF012 - of all copies together
+    kept: list[Tensor] = []
 
     def __init__(self) -> None:
         super().__init__()

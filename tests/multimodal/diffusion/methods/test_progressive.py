@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -91,7 +92,7 @@ def test_z_is_the_batchs_images_under_normal_noise_at_uniform_times_of_the_stude
 def test_weight_of_v_is_the_error_of_v():
     model, batch = linked(start="own", loss_weight="snr+1"), images(16)
     found = model.loss(batch)["progressivedistillation.loss_x0"].item()
-    (first, second), (question,) = asked(model, "teacher"), asked(model, "student")
+    (_, second), (question,) = asked(model, "teacher"), asked(model, "student")
     t = question.t
     s = t - 2 * (t - second.t)
     schedule, teacher = model.deploy.schedule, model.frozen["teacher"]
@@ -171,7 +172,7 @@ def test_first_loss_is_the_teachers_own_gap_and_falls_fourfold_with_twice_the_st
         batch.inputs = 0.3 + 0.5 * batch.inputs
         link = model.methods()[0]
         found.append(link(link_inputs(model, batch))["x0"].item())
-    ratios = [a / b for a, b in zip(found, found[1:])]
+    ratios = [a / b for a, b in pairwise(found)]
     assert all(3.0 < ratio < 8.0 for ratio in ratios), found
     assert found[0] == pytest.approx(1.77e-3, rel=0.25)  # computed apart, in numpy
 
@@ -242,7 +243,7 @@ def test_members_that_do_not_fit_are_refused():
         linked(teacher=gaussian(steps=64), student=toy(num_classes=None))
     with pytest.raises(ShapeMismatch, match="another network; set start='own'"):
         linked(student=toy(num_classes=5))
-    with pytest.raises(ConfigError, match="predicts 'sample' and cannot start .* predicts 'v_prediction'"):
+    with pytest.raises(ConfigError, match=r"predicts 'sample' and cannot start .* predicts 'v_prediction'"):
         linked(student=toy(prediction="sample"))
     assert linked(student=toy(prediction="sample"), start="own").initial_hash
     with pytest.raises(ConfigError, match="ProgressiveDistillation reads images, and the training data has none"):
