@@ -87,13 +87,17 @@ def check_same(records: Sequence[RunRecord]) -> None:
 
 
 def _drawn(record: RunRecord) -> Any:
-    """What decides which images of a training set have labels: None where all have.
+    """What training data is compared by: None where all images have labels.
 
-    Of a partly labelled one its pair, for pairs of one benchmark may differ in their shots, and the seed of the draw.
+    Of a partly labelled set its pair, for pairs of one benchmark may differ in their shots, and the seed of the draw.
+    Sample requests hold no image: methods that need none are trained beside others that do.
     """
     data = record.config.get("data")
     train = data.get("train") if isinstance(data, Mapping) else None
-    if not isinstance(train, Mapping) or train.get("type") != "PartlyLabelled":
+    kind = train.get("type") if isinstance(train, Mapping) else None
+    if kind == "SampleRequests":
+        return kind
+    if not isinstance(train, Mapping) or kind != "PartlyLabelled":
         return None
     return record.pair, train.get("shots_seed")
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from limbeck.engine.data import SPLITS, Split
+from limbeck.engine.data import SPLITS
 from limbeck.engine.registry import METRICS
 from limbeck.errors import ConfigError
 from limbeck.multimodal.diffusion.features import extract, load_features, net_spec, to_pixels
@@ -78,7 +78,7 @@ class GenerationMetric:
 
     def reset(self) -> None:
         """Forget every image."""
-        self._split: Split | None = None
+        self._split: str | None = None
         self._pixels: list[Tensor] = []
         self._labels: list[Tensor] = []
         self._calls: list[Tensor] = []
@@ -109,10 +109,8 @@ class GenerationMetric:
             return
         named = {SPLITS[int(k)] for k in torch.as_tensor(prediction["split"]).reshape(-1).unique()}
         if named and named != {self._split or min(named)}:
-            raise ConfigError(
-                f"figures are of requests of one split; got {', '.join(sorted({*named, self._split or 'none'}))}: reset "
-                "the metric between splits"
-            )
+            got = ", ".join(sorted(named | {s for s in [self._split] if s}))
+            raise ConfigError(f"figures are of requests of one split; got {got}: reset the metric between splits")
         self._split = next(iter(named), self._split)
 
     def _add(self, prediction: Mapping[str, Any]) -> None:

@@ -12,6 +12,7 @@ data = dict(
     batch_size=64,
     eval_batch_size=250,
 )
+_requests = dict(type="SampleRequests", classes=_classes, count=1070, split="train", name="digits")
 adapter = dict(type="DiffusionAdapter")
 metric = dict(
     type="GenerationMetric",

@@ -1,13 +1,15 @@
 """Methods on students of 1, 2 and 4 steps, as every benchmark of the package has them."""
 
 
-def methods(student: dict, steps: int, guidance: float, start: int, t_min: int) -> dict:
+def methods(student: dict, requests: dict, steps: int, guidance: float, start: int, t_min: int) -> dict:
     """The teacher itself in as few steps, and every method that makes a student of them.
 
     One-step students also by the methods that make no others; consistency students of more steps draw noise on the way.
 
     Args:
-        student: its config. steps: of its sampler. guidance: of the teacher.
+        student: its config.
+        requests: training data without images, for the methods that need none.
+        steps: of the student's sampler. guidance: of the teacher.
         start: the steps from which progressive distillation halves. t_min: at which BOOT's student is read.
     """
     own = dict(guidance=guidance)
@@ -36,9 +38,10 @@ def methods(student: dict, steps: int, guidance: float, start: int, t_min: int) 
     if steps == 1:
         found["BOOT"] = dict(
             task_weight=0.0,
+            train=requests,
             student=dict(student, boot_t_min=t_min),
             links=[dict(type="BOOT", **own)],
         )
-        found["DMD"] = dict(task_weight=0.0, links=[dict(type="DMD", **own)])
-        found["Regression"] = dict(task_weight=0.0, links=[dict(type="Regression", **own)])
+        found["DMD"] = dict(task_weight=0.0, train=requests, links=[dict(type="DMD", **own)])
+        found["Regression"] = dict(task_weight=0.0, train=requests, links=[dict(type="Regression", **own)])
     return found
