@@ -25,10 +25,11 @@ from limbeck.errors import ConfigError
 class Halving(Loop):
     """Train a student of start/2 steps, then one of start/4 that learns from it, down to the config's own steps.
 
-    The recipe's epochs are those of all rounds together and are split evenly, so that a row of halvings costs what
-    another method's run does; every round begins the rate's schedule anew, with a new optimiser. Rounds that are done
-    are not repeated. The record is the last round's, with the whole config, the first teacher, and the epochs, steps
-    and cost of all rounds; what its metrics say of a teacher is said of the first one.
+    The recipe's epochs are those of all rounds together, so that a row of halvings costs what another method's run
+    does. They are split evenly; what is left over goes to the last rounds, one epoch each (the paper trains the rounds
+    to two steps and to one for longer). Every round begins the rate's schedule anew, with a new optimiser. Rounds that
+    are done are not repeated. The record is the last round's, with the whole config, the first teacher, and the epochs,
+    steps and cost of all rounds; what its metrics say of a teacher is said of the first one.
 
     Args:
         start: steps of the first teacher; the last student's times a power of 2.
@@ -41,10 +42,10 @@ class Halving(Loop):
     def run(self, config: RunConfig, options: RunOptions, folder: Path) -> RunRecord:
         """See the class."""
         rounds = self.rounds(config)
-        if config.recipe.epochs % len(rounds):
+        if config.recipe.epochs < len(rounds):
             raise ConfigError(
-                f"{config.method}: {config.recipe.epochs} epochs cannot be split evenly over {len(rounds)} halvings; "
-                f"set recipe.epochs to a multiple of {len(rounds)}"
+                f"{config.method}: {config.recipe.epochs} epochs are fewer than its {len(rounds)} halvings; "
+                f"set recipe.epochs to {len(rounds)} or more"
             )
         records: list[RunRecord] = []
         for number, steps in enumerate(rounds):
@@ -92,7 +93,8 @@ class Halving(Loop):
         rounds: int,
     ) -> RunRecord:
         """The student of one halving, trained now where it is missing."""
-        run = self.inner(config, number, steps, before, config.recipe.epochs // rounds)
+        whole, left = divmod(config.recipe.epochs, rounds)
+        run = self.inner(config, number, steps, before, whole + (number >= rounds - left))
         inner = options_of_round(options, folder / "rounds" / str(number), number, rounds)
         if number:
             inner = replace(inner, teachers=folder / "rounds" / str(number - 1) / "runs")

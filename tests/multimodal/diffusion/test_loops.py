@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +19,8 @@ from limbeck.engine.registry import LOOPS, MODELS  # noqa: E402
 from limbeck.engine.run import execute  # noqa: E402
 from limbeck.engine.weights import hash_state, load_into, read_weights  # noqa: E402
 from limbeck.errors import ConfigError  # noqa: E402
+from limbeck.multimodal.diffusion import loops  # noqa: E402
+from limbeck.multimodal.diffusion.loops import Halving  # noqa: E402
 from limbeck.multimodal.diffusion.samplers import noise  # noqa: E402
 from tests.multimodal.diffusion.toys import options, toy_config, toy_pair, toy_run  # noqa: E402
 
@@ -53,9 +56,20 @@ def test_steps_that_halving_does_not_lead_to_are_refused(tmp_path, start, last):
         loop.rounds(config)
 
 
-def test_epochs_that_cannot_be_split_are_refused(tmp_path):
-    with pytest.raises(ConfigError, match="3 epochs cannot be split evenly over 2 halvings"):
-        execute(halving(tmp_path, 8, 2, epochs=3), options(tmp_path))
+def test_fewer_epochs_than_rounds_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"1 epochs are fewer than its 2 halvings; set recipe.epochs to 2 or more"):
+        execute(halving(tmp_path, 8, 2, epochs=1), options(tmp_path))
+
+
+@pytest.mark.parametrize(("epochs", "rounds", "want"), [(60, 4, [15] * 4), (5, 4, [1, 1, 1, 2]), (5, 3, [1, 2, 2])])
+def test_epochs_are_split_evenly_and_the_last_rounds_get_what_is_left(tmp_path, monkeypatch, epochs, rounds, want):
+    ran: list[int] = []
+    monkeypatch.setattr(loops, "execute", lambda run, _: ran.append(run.recipe.epochs) or "record")
+    config, loop = halving(tmp_path, 8, 2, epochs=epochs), Halving(8)
+    for number in range(rounds):
+        before = [SimpleNamespace(student_sha256="a" * 64)]
+        loop.round(config, options(tmp_path), tmp_path, number, 2, before, rounds)  # type: ignore[arg-type]
+    assert ran == want
 
 
 def inner(folder: Path, config: RunConfig, name: str = "runs") -> list[Any]:

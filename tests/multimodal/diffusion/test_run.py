@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -15,12 +15,13 @@ from limbeck.engine.config import PairConfig, RecipeConfig, expand, load_pair, p
 from limbeck.engine.distiller import Distiller  # noqa: E402
 from limbeck.engine.evaluate import evaluate_weights  # noqa: E402
 from limbeck.engine.record import RunRecord, read_record, record_path  # noqa: E402
-from limbeck.engine.registry import DATASETS, MODELS  # noqa: E402
+from limbeck.engine.registry import DATASETS, LOOPS, METHODS, MODELS  # noqa: E402
 from limbeck.engine.run import execute  # noqa: E402
 from limbeck.engine.runner import build_optim_wrapper  # noqa: E402
 from limbeck.engine.weights import read_weights  # noqa: E402
 from limbeck.errors import ConfigError  # noqa: E402
 from limbeck.multimodal.diffusion import reference  # noqa: E402
+from limbeck.multimodal.diffusion.loops import Halving  # noqa: E402
 from limbeck.vision.data.digits import Digits  # noqa: E402
 from tests.multimodal.diffusion.toys import Stop, options, toy_config, toy_pair, toy_run  # noqa: E402
 
@@ -39,7 +40,7 @@ def small(value: Any) -> Any:
     changes = {
         "UNet2DModel": dict(block_out_channels=(8, 8)),
         "Digits": dict(limit=64),
-        "SampleRequests": dict(count=20),
+        "SampleRequests": dict(count=70 if value.get("split") == "train" else 20),
         "Regression": dict(pairs=32, teacher_steps=4),
         "DMD": dict(ratio=2),
         "Halving": dict(start=4),
@@ -74,6 +75,24 @@ def test_shipped_config_has_these_methods():
     assert load_pair("multimodal/diffusion/digits_1step").method_names() == ["plain", *ONE_STEP]
 
 
+@pytest.mark.parametrize("data", ["digits", "fashion_mnist"])
+@pytest.mark.parametrize("steps", [1, 2, 4])
+def test_every_shipped_pair_gives_its_methods_the_same_updates(data, steps):
+    pair = load_pair(f"multimodal/diffusion/{data}_{steps}step")
+    images = pair.data.train.get("limit") or len(DATASETS.make(dict(pair.data.train)))
+    for name in pair.method_names():
+        run = expand(pair, name, 1)
+        train, size = run.data.train, run.data.batch_size
+        reads = [METHODS.lookup(link["type"]).reads_images for link in run.model["links"]]
+        assert (train["type"] == "SampleRequests") == (reads == [False])
+        assert train.get("count", images) // size == images // size
+        assert run.deployed["sampler"]["steps"] == steps
+        if run.loop:
+            rounds = cast(Halving, LOOPS.make(run.loop)).rounds(run)
+            assert len(rounds) <= run.recipe.epochs
+            assert run.model["links"][0]["steps"] == steps
+
+
 def test_records_have_the_figures_of_generated_images(records):
     folder, found, again = records
     names = {"FD-digits", "FD-digits_floor", "MMD2-digits", "precision", "recall", "density", "coverage", "calls"}
@@ -84,7 +103,8 @@ def test_records_have_the_figures_of_generated_images(records):
         assert ("mse_to_teacher" in record.metrics) == (name in ONE_STEP)
         assert record.metrics["calls"] == (8 if name == "teacher" else 1)  # 4 guided steps; 1
         assert (record.primary_metric, record.higher_is_better) == ("FD-digits", False)
-        assert (record.data.name, record.data.train_samples, record.data.test_samples) == ("digits", 64, 20)
+        train = 70 if name in ("BOOT", "DMD", "Regression") else 64
+        assert (record.data.name, record.data.train_samples, record.data.test_samples) == ("digits", train, 20)
         assert (record.recipe.epochs, record.recipe.steps, record.cost.samples_seen) == (2, 4, 128)
         assert len(record.per_class["label_agreement"]) == 10
     boot = found["BOOT"].metrics

@@ -18,7 +18,10 @@ class SampleRequests(ViewDataset):
     """Requests without pixels: `inputs` is (B, 0), `labels` go round the classes, and ids name the noise of a seed.
 
     The noise itself is drawn where an image is made, at the model's own size: request k of a seed has the same noise
-    for every model. Val and test have noise of their own. As training data it is for methods that read no images.
+    for every model. Val and test have noise of their own.
+
+    As training data it is for methods that read no images. They draw noise of their own, so that the seed is no part of
+    a train split's content, and runs of several seeds have one data hash.
 
     Args:
         classes: names in the order of labels.
@@ -42,7 +45,8 @@ class SampleRequests(ViewDataset):
         super().__init__(split, views=1, seed=seed, augment=None)
         self.count = count
         self.labels = np.arange(count, dtype=np.int64) % len(self.classes)
-        self.content_hash = content_hash(name, split, self.labels, np.asarray([seed], np.int64))
+        noise = [] if split == "train" else [seed]
+        self.content_hash = content_hash(name, split, self.labels, np.asarray(noise, np.int64))
 
     def batch(self, ids: np.ndarray) -> tuple[np.ndarray, Mapping[str, Tensor]]:
         labels = torch.from_numpy(self.labels[ids])
