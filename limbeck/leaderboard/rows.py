@@ -36,7 +36,8 @@ class CostCells:
 class Row:
     """One method over its seeds.
 
-    gain: over the plain student on shared seeds, in the primary metric; None for teacher and plain.
+    gain: over the plain student on shared seeds, in the primary metric; positive is better, whichever way that metric
+        goes; None for teacher and plain.
     p: of that gain, Holm-adjusted over the table's ranked methods; the unadjusted one is `gain.p`.
     rank: among plain student and methods; None for a teacher, for flagged rows and below two seeds.
     records: record ids by seed.

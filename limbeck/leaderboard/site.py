@@ -28,7 +28,7 @@ from limbeck.leaderboard.pictures.masks import find_masks
 from limbeck.leaderboard.pictures.plans import StalePicture
 from limbeck.leaderboard.pictures.reliability import find_reliability
 from limbeck.leaderboard.pictures.voxels import find_voxels
-from limbeck.leaderboard.stats import CONFIDENCE, MINIMUM_GAP
+from limbeck.leaderboard.stats import CONFIDENCE, MINIMUM_GAP, RELATIVE_GAP
 from limbeck.leaderboard.store import Group, Results, load_results
 from limbeck.leaderboard.table import build_table, environments, to_json
 
@@ -161,11 +161,20 @@ def _page(results: Results, views: list[dict[str, Any]], title: str, count: int)
         records=count,
         latest=max(r.finished for r in records),
         confidence=f"{100 * CONFIDENCE:.0f}",
-        minimum_gap=MINIMUM_GAP,
+        minimum_gap=_minimum_gap(results),
+        lower=any(not g.sample.higher_is_better for g in results),
         selections=[SELECTIONS.get(rule, rule) for rule in rules],
         environment_columns=list(_ENVIRONMENT.values()),
         environments=[_environment(e) for e in environments(records)],
     )
+
+
+def _minimum_gap(results: Results) -> str:
+    """The smallest gap that can be closed, in words; of the kinds of primary metrics that are there."""
+    kinds = {g.sample.higher_is_better for g in results}
+    percent = f"{100 * RELATIVE_GAP:g} %"
+    said = {True: f"{MINIMUM_GAP} points better than", False: f"{percent} lower than"}
+    return ", or where lower is better less than ".join(said[kind] for kind in sorted(kinds, reverse=True))
 
 
 def _environment(found: dict[str, Any]) -> list[str]:
