@@ -108,6 +108,9 @@ def marks(table: Table) -> list[str]:
     if others and plain is not None:
         size = f"{plain.network}, {count(plain.cost.parameters)} parameters"
         notes.append(f"‡ Deploys another network than the plain student ({size}): {'; '.join(others)}.")
+    copies = [r.method for r in table.rows if r.from_teacher]
+    if copies:
+        notes.append(f"§ Starts from the teacher's weights, the plain student from its own: {', '.join(copies)}.")
     return notes
 
 

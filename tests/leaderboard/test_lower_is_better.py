@@ -16,6 +16,7 @@ from rich.console import Console
 
 from limbeck.engine.record import RunRecord
 from limbeck.engine.variant import Variant
+from limbeck.leaderboard.checks import MixedRecords
 from limbeck.leaderboard.compare import compare_methods, render_comparison
 from limbeck.leaderboard.curves import build_curves, curves_of
 from limbeck.leaderboard.render import render, to_markdown
@@ -238,3 +239,31 @@ def test_other_tasks_read_as_before(tmp_path: Path) -> None:
     assert "whichever way the metric goes" not in text
     assert "blank where it is less than 0.5 points better than the plain student." in text
     assert 'data-plot="calls"' not in text
+
+
+# --- where runs start ---
+
+
+def started(method: str, start: str, /, **link: Any) -> RunRecord:
+    """A run of one network that starts from some weights; of a method with a link."""
+    links = [] if method == "plain" else [dict(type="PD", **link)]
+    config = dict(model=dict(members={}, links=links), s=method)
+    return generated(method, 0, 5.0, config=config, initial_hash=start * 64)
+
+
+def test_methods_that_copy_their_teacher_start_alike_and_are_marked(tmp_path: Path) -> None:
+    own, copied, other = "a", "b", "c"
+    made = [started("plain", own), started("PD", copied), started("DMD", copied), started("Self", own, start="own")]
+    table = table_of(tmp_path / "good", [*made, started("Off", own, weight=0.0)])
+    assert {r.method: r.marks for r in table.rows} == {"plain": "", "PD": "§", "DMD": "§", "Self": "", "Off": ""}
+    assert "§ Starts from the teacher's weights, the plain student from its own: DMD, PD." in to_markdown(table)
+    bads = started("CD", other), started("CD", copied, start="own"), started("CD", own, weight=2.0)
+    for place, bad in enumerate(bads):
+        with pytest.raises(MixedRecords, match="started from different weights"):
+            load_results(write_all(tmp_path / str(place), [*made, bad]))
+
+
+def test_other_tasks_have_one_start(tmp_path: Path) -> None:
+    made = [fabricate("plain", 0), fabricate("KD", 0, initial_hash="b" * 64, model=dict(members={}, links=[dict(a=1)]))]
+    with pytest.raises(MixedRecords, match="started from different weights"):
+        load_results(write_all(tmp_path, made))

@@ -189,16 +189,17 @@ function ablation(node, data) {
   });
   const rules = [...(data.plain === null ? [] : [["plain", data.plain, c.plain]]), ...unread.map((p) => [data.method, p.mean, c.ink])];
   const ends = [...points.flatMap((p) => [p.low, p.high]), ...rules.map((r) => r[1])];
-  const range = padded(Math.min(...ends), Math.max(...ends), 0.08);
+  const scale = measure([...points.map((p) => p.mean), ...rules.map((r) => r[1])], ends, data.lower, 0.08);
+  const range = [scale.low, scale.high];
   const rule = ([, at, line]) => ({
     type: "line", layer: "below", line: { color: line, width: 1.2, dash: "dash" },
     ...(nominal ? { x0: at, x1: at, yref: "paper", y0: 0, y1: 1 } : { y0: at, y1: at, xref: "paper", x0: 0, x1: 1 }),
   });
   const said = ([text, at, colour]) => ({
     text: text.replace(/</g, "&lt;"), showarrow: false, font: { size: 11, color: colour },
-    ...(nominal ? { x: at, yref: "paper", y: 1, yanchor: "bottom" } : { y: at, xref: "paper", x: 1, xanchor: "left", xshift: 3 }),
+    ...(nominal ? { x: scale.at(at), yref: "paper", y: 1, yanchor: "bottom" } : { y: scale.at(at), xref: "paper", x: 1, xanchor: "left", xshift: 3 }),
   });
-  const measured = { range, title: { text: data.title, font: { size: 12, color: c.soft }, standoff: 6 } };
+  const measured = { ...scale.axis, range, title: { text: data.title, font: { size: 12, color: c.soft }, standoff: 6 } };
   const layout = { ...baseLayout(c), shapes: rules.map(rule), annotations: rules.map(said) };
   if (nominal) {
     const longest = Math.max(...points.map((p) => p.label.length));
@@ -208,15 +209,15 @@ function ablation(node, data) {
       yaxis: axis(c, { range: [points.length - 0.4, -0.6], showgrid: false, tickvals: points.map((p) => p.x), ticktext: points.map((p) => p.label) }),
     }, { displayModeBar: false, responsive: true });
   }
-  const scale = (x) => (log ? Math.log10(x) : x);
-  const [low, high] = padded(scale(points[0].x), scale(points.at(-1).x), 0.06);
+  const across = (x) => (log ? Math.log10(x) : x);
+  const [low, high] = padded(across(points[0].x), across(points.at(-1).x), 0.06);
   const margin = { l: 54, r: 26 + 6.6 * Math.max(0, ...rules.map((r) => r[0].length)), t: 12, b: 46 };
-  const pixel = (x) => (node.clientWidth - margin.l - margin.r) * (scale(x) - low) / (high - low);
+  const pixel = (x) => (node.clientWidth - margin.l - margin.r) * (across(x) - low) / (high - low);
   const marked = ticks(points, pixel, 10 + 7 * Math.max(...points.map((p) => p.label.length)));
   return Plotly.react(node, [trace({ mode: "lines+markers", x: points.map((p) => p.x), y: points.map((p) => p.mean), error_y: { ...bars, color: c.accent }, line: { color: c.accent, width: 1.5 } })], {
     ...layout, height: 260, margin,
     xaxis: axis(c, { type: log ? "log" : "linear", range: [low, high], showgrid: false, tickvals: marked.map((p) => p.x), ticktext: marked.map((p) => p.label), title: { text: data.option.replace(/</g, "&lt;"), font: { size: 12, color: c.soft }, standoff: 8 } }),
-    yaxis: axis(c, data.lower ? { ...measured, range: [range[1], range[0]] } : measured),
+    yaxis: axis(c, { ...measured, range: scale.axis.range }),
   }, { displayModeBar: false, responsive: true });
 }
 
