@@ -28,8 +28,8 @@ def hand_over_note(found: HandOver) -> str:
     return (
         "The teacher makes the student's first steps, the student the rest, without training (diversity distillation, "
         "arXiv 2503.10637): at 0 it is the student alone, at its last step the teacher alone, with guidance "
-        f"{guidance}. With as many steps as the student the teacher walks the student's times; with more, finer ones of "
-        f"its own. Measured on {found.images} requests of the test split of {found.data}, mean ± half of the 95 % t "
+        f"{guidance}. With as many steps as the student the teacher walks the student's times; with more, its own. "
+        f"Measured on {found.images} requests of the test split of {found.data}, mean ± half of the 95 % t "
         f"interval over the students' seeds{one}."
     )
 

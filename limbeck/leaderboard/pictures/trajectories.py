@@ -105,8 +105,7 @@ def draw_trajectories(
             Trajectory(**described(record), times=made.times.tolist(), drawn=list(drawn), commitment=course.tolist())
         )
         strips.append(([made.x0s[step, :count] for step in drawn], made.images[:count]))
-    labels = asked.labels[:count].tolist()
-    names = [asked.classes[label] for label in labels]
+    names = [asked.classes[int(label)] for label in asked.labels[:count]]
     heading = f"{plan.group.name}: the final image as it is predicted at each step, from the same noise"
     picture = draw(strips, members, names, schedule, heading)
     return save_drawn(
