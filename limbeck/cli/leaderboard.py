@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from limbeck.cli import leaderboard_generated as generated
 from limbeck.cli import leaderboard_pictures as pictures
 from limbeck.cli.leaderboard_pictures import RESULTS, SITE, ResultsFolder, Runs, SiteFolder
 
@@ -82,7 +83,16 @@ def build(
         typer.echo(f"{readme}: {'tables regenerated' if stale else 'tables were up to date'}")
 
 
-for _draw in (pictures.examples, pictures.masks, pictures.voxels, pictures.reliability, pictures.chosen):
+for _draw in (
+    pictures.examples,
+    pictures.masks,
+    pictures.voxels,
+    pictures.reliability,
+    pictures.chosen,
+    generated.samples,
+    generated.trajectories,
+    generated.hand_over,
+):
     app.command()(_draw)
 
 

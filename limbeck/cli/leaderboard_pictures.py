@@ -36,13 +36,13 @@ def examples(
     from limbeck.zoo.overlay import draw_legend
 
     with progress(True) as bars:
-        for plan in _planned(plan_examples, benchmark, results, runs, pair):
+        for plan in planned(plan_examples, benchmark, results, runs, pair):
             bar = bars.add_task(plan.group.name, total=None)
             path = draw_examples(
-                plan, out, results=results, legend=draw_legend, count=count, report=partial(_advance, bars, bar)
+                plan, out, results=results, legend=draw_legend, count=count, report=partial(advance, bars, bar)
             )
             bars.console.print(str(path), markup=False, highlight=False)
-    _say_shown(results, out)
+    say_shown(results, out)
 
 
 def masks(
@@ -60,13 +60,13 @@ def masks(
     from limbeck.leaderboard.pictures.masks import draw_masks, plan_masks
 
     with progress(True) as bars:
-        for plan in _planned(plan_masks, benchmark, results, runs, pair):
+        for plan in planned(plan_masks, benchmark, results, runs, pair):
             bar = bars.add_task(plan.record.id, total=None)
-            path, found = draw_masks(plan, out, results=results, count=count, report=partial(_advance, bars, bar))
+            path, found = draw_masks(plan, out, results=results, count=count, report=partial(advance, bars, bar))
             same = "the record's" if found.same_run else f"NOT the record's {found.student_sha256[:12]}…"
             said = f"{found.record}: the student's sha256 {found.rerun_sha256[:12]}… is {same}"
             bars.console.print(f"{said}\n{path}", markup=False, highlight=False)
-    _say_shown(results, out)
+    say_shown(results, out)
 
 
 def voxels(
@@ -84,10 +84,10 @@ def voxels(
     from limbeck.leaderboard.pictures.voxels import draw_voxels, plan_voxels
     from limbeck.zoo.overlay import draw_legend
 
-    for plan in _planned(plan_voxels, benchmark, results, runs, pair):
+    for plan in planned(plan_voxels, benchmark, results, runs, pair):
         path, _ = draw_voxels(plan, out, results=results, legend=draw_legend, count=count)
         typer.echo(f"{plan.record.id}\n{path}")
-    _say_shown(results, out)
+    say_shown(results, out)
 
 
 def reliability(
@@ -104,10 +104,10 @@ def reliability(
     from limbeck.leaderboard.pictures.reliability import draw_reliability, plan_reliability
     from limbeck.zoo.overlay import draw_legend
 
-    for plan in _planned(plan_reliability, benchmark, results, runs, pair):
+    for plan in planned(plan_reliability, benchmark, results, runs, pair):
         path, _ = draw_reliability(plan, out, results=results, legend=draw_legend)
         typer.echo(str(path))
-    _say_shown(results, out)
+    say_shown(results, out)
 
 
 def chosen(
@@ -125,13 +125,13 @@ def chosen(
     """
     from limbeck.leaderboard.pictures.chosen import draw_chosen, plan_chosen
 
-    for plan in _planned(plan_chosen, benchmark, results, runs, pair):
+    for plan in planned(plan_chosen, benchmark, results, runs, pair):
         path, _ = draw_chosen(plan, out, results=results, rounds=rounds, count=count)
         typer.echo(str(path))
-    _say_shown(results, out)
+    say_shown(results, out)
 
 
-def _planned(
+def planned(
     plan: Callable[..., list[Any]], benchmark: str, results: Path, runs: Path | None, pair: str | None
 ) -> list[Any]:
     """What a kind of picture is drawn of: `plan` of the folder's records, with the weights of zoo and runs."""
@@ -143,7 +143,8 @@ def _planned(
     return plan(load_results(results, benchmarks=names), names, weights=weight_files(), runs=runs, pair=pair)
 
 
-def _say_shown(results: Path, out: Path) -> None:
+def say_shown(results: Path, out: Path) -> None:
+    """Which command puts what was drawn on the page."""
     typer.echo(f"shown on the page by: limbeck leaderboard build --results {results} --out {out}", err=True)
 
 
@@ -156,5 +157,6 @@ def progress(visible: bool) -> Any:
     return Progress(*columns, console=Console(soft_wrap=True), disable=not visible, transient=True)
 
 
-def _advance(bars: Any, bar: Any, done: int, total: int) -> None:
+def advance(bars: Any, bar: Any, done: int, total: int) -> None:
+    """Move a bar of `progress`."""
     bars.update(bar, completed=done, total=total)

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from limbeck.cli._zoo_predict import (
+    check_no_input,
+    check_options,
+    generate,
+    predict_boxes,
+    predict_maps,
+    print_json,
+    with_bar,
+)
 from limbeck.errors import ConfigError
 
 if TYPE_CHECKING:
     from limbeck.zoo.card import Card
-    from limbeck.zoo.predictor import Predictor
 
 app = typer.Typer(no_args_is_help=True)
 
 NameArgument = Annotated[str, typer.Argument(help="A student: see `limbeck zoo list`.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-BAR_FROM = 64  # images; fewer are done before a bar is read
 
 
 @app.command("list")
@@ -38,7 +44,7 @@ def list_(
 
     cards = list_students(task, method)
     if json:
-        _print_json([card.model_dump(mode="json") for card in cards])
+        print_json([card.model_dump(mode="json") for card in cards])
         return
     if not cards:
         known = sorted({card.method for card in list_students()})
@@ -82,7 +88,7 @@ def info(name: NameArgument, json: JsonOption = False) -> None:
 
     card = find(name)
     if json:
-        _print_json(card.model_dump(mode="json"))
+        print_json(card.model_dump(mode="json"))
         return
     table = Table(box=None, show_header=False)
     for key, value in _facts(card).items():
@@ -94,13 +100,14 @@ def info(name: NameArgument, json: JsonOption = False) -> None:
 def predict(
     name: NameArgument,
     paths: Annotated[
-        list[Path], typer.Argument(help="Image files, of a LiDAR detector .bin files of clouds, and folders of them.")
-    ],
+        list[Path] | None,
+        typer.Argument(help="Image files, of a LiDAR detector .bin files of clouds, and folders of them."),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
             help="Write all predictions to this JSON file; of a segmentation and a detector, the folder that gets "
-            "pictures and pages (default out/predict)."
+            "pictures and pages (default out/predict); of a diffusion model, the PNG file (default in out/predict)."
         ),
     ] = None,
     top_k: Annotated[
@@ -111,6 +118,11 @@ def predict(
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images at a time; 4 clouds at most.")] = 32,
     invert: Annotated[bool, typer.Option("--invert", help="Swap black and white first: dark ink on paper.")] = False,
+    classes: Annotated[
+        str | None, typer.Option(help="Of a diffusion model: what it makes, by name or number: 0,1,2; default all.")
+    ] = None,
+    count: Annotated[int | None, typer.Option(min=1, help="Of a diffusion model: images of each class; 8.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of a diffusion model: of its noise; default 0.")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "cpu",
     json: JsonOption = False,
 ) -> None:
@@ -119,100 +131,50 @@ def predict(
 
     Both get the whole image, resized; a map is brought back to the image's size by nearest, and boxes to its pixels.
     A LiDAR detector reads clouds, .bin files of 4 float32 a point as KITTI's, and writes a picture from above, a JSON
-    file of the boxes in metres, and a page that shows cloud and boxes in 3D.
+    file of the boxes in metres, and a page that shows cloud and boxes in 3D. A diffusion model reads nothing and makes
+    a grid of images, a row a class.
 
     Example: limbeck zoo predict resnet8w4.digits_kd seven.png scans/ --out predictions.json
 
     Example: limbeck zoo predict pointpillars16.lidar-scenes_pointdistiller 000008.bin --score 0.4
+
+    Example: limbeck zoo predict unet32-64_1step.diffusion-digits_pd --classes 0,1,2 --count 16 --out digits.png
     """
     from limbeck.engine.weights import write_json
-    from limbeck.zoo import Predictor
+    from limbeck.zoo import Predictor, find
     from limbeck.zoo.images import image_files
     from limbeck.zoo.predictor import SCORE
 
+    card = find(name)
+    if card.generates:
+        check_no_input(card, paths, top_k, score, invert)
+        generate(name, out or Path("out/predict") / f"{name}.png", classes, count, seed, device, json=json)
+        return
+    if (classes, count, seed) != (None, None, None):
+        raise ConfigError(f"--classes, --count and --seed are of diffusion models, and {name} is of {card.task}")
+    if not paths:
+        raise ConfigError(f"{name} is of {card.task}: name files or folders for it to look at")
     predictor = Predictor(
         name, device, batch_size, top_k=top_k or 1, invert=invert, score=SCORE if score is None else score
     )
-    _check_options(predictor.card, top_k, score)
+    check_options(predictor.card, top_k, score)
     if predictor.card.detects or predictor.card.detects_3d:
-        _predict_boxes(predictor, paths, out or Path("out/predict"), json=json)
+        predict_boxes(predictor, paths, out or Path("out/predict"), json=json)
         return
     if predictor.card.segments:
-        _predict_maps(predictor, paths, out or Path("out/predict"), top_k or 3, json=json)
+        predict_maps(predictor, paths, out or Path("out/predict"), top_k or 3, json=json)
         return
     files = [file for path in paths for file in (image_files(path) if path.is_dir() else [path])]
-    found = list(_with_bar(predictor, files))
+    found = list(with_bar(predictor, files))
     if out is not None:
         write_json(out, {"student": name, "predictions": [p.to_dict() for p in found]})
     if json:
-        _print_json([p.to_dict() for p in found])
+        print_json([p.to_dict() for p in found])
     elif out is not None:
         typer.echo(f"{len(found)} predictions in {out}")
     else:
         for p in found:
             typer.echo("\t".join([str(p.source), *(f"{label} {chance:.4f}" for label, chance in p.top)]))
-
-
-def _predict_maps(predictor: Predictor, paths: list[Path], out: Path, top: int, *, json: bool) -> None:
-    """Write the pictures of a segmentation, and print a line, or a JSON object, for each image."""
-    from limbeck.engine.output import check_output
-    from limbeck.zoo.overlay import percent, plan_outputs, write_pictures
-
-    plan = plan_outputs(paths, out)
-    check_output(out)
-    stems = (stem for _, stem in plan)
-    rows = [write_pictures(found, stem) for found, stem in zip(_with_bar(predictor, [file for file, _ in plan]), stems)]
-    if json:
-        _print_json(rows)
-        return
-    for row in rows:
-        shares = list(row["shares"].items())[:top]
-        typer.echo("\t".join([row["source"], *(f"{label} {percent(share)}" for label, share in shares)]))
-    typer.echo(f"{len(rows)} overlays and label maps in {out}", err=True)
-
-
-def _check_options(card: Card, top_k: int | None, score: float | None) -> None:
-    finds_boxes = card.detects or card.detects_3d
-    if finds_boxes and top_k is not None:
-        raise ConfigError(f"--top-k is of classes, and {card.name} is a detector; leave out boxes by --score instead")
-    if not finds_boxes and score is not None:
-        raise ConfigError(f"--score is of a detector's boxes, and {card.name} is of {card.task}; leave it out")
-
-
-def _predict_boxes(predictor: Predictor, paths: list[Path], out: Path, *, json: bool) -> None:
-    """Write what a detector found in each image or cloud, and print a line, or a JSON object, for each."""
-    from limbeck.engine.output import check_output
-    from limbeck.zoo.boxes import BOXES, write_boxes
-    from limbeck.zoo.clouds import cloud_files
-    from limbeck.zoo.overlay import OVERLAY, plan_outputs
-    from limbeck.zoo.scene import ABOVE, PAGE, write_scene
-
-    if clouds := predictor.card.detects_3d:
-        plan = plan_outputs(paths, out, (ABOVE, BOXES, PAGE), cloud_files)
-    else:
-        plan = plan_outputs(paths, out, (OVERLAY, BOXES))
-    check_output(out)
-    rows = []
-    for found, (_, stem) in zip(_with_bar(predictor, [file for file, _ in plan]), plan):
-        rows.append(write_scene(found, stem) if clouds else write_boxes(found, stem))
-        if not json:
-            counts = [f"{label} {count}" for label, count in found.counts.items()]
-            typer.echo("\t".join([str(found.source), *(counts or ["nothing found"])]))
-    if json:
-        _print_json(rows)
-    else:
-        what = "pictures, JSON files of boxes and 3D pages" if clouds else "pictures and JSON files of boxes"
-        typer.echo(f"{len(rows)} {what} in {out}", err=True)
-
-
-def _with_bar(predictor: Predictor, files: list[Path]) -> Iterable[Any]:
-    """Predictions one by one, with a bar on a terminal where they are many."""
-    from rich.console import Console
-    from rich.progress import track
-
-    console = Console(stderr=True)
-    shown = len(files) >= BAR_FROM and console.is_terminal
-    return track(predictor.stream(files), predictor.card.name, len(files), console=console, disable=not shown)
 
 
 @app.command()
@@ -226,7 +188,8 @@ def export(
 ) -> None:
     """Export a student, with its preprocessing and classes inside, and check the file against torch.
 
-    Of a PointPillars student the part behind the voxels is exported: pillars of one cloud in, the head's maps out.
+    Of a PointPillars student the part behind the voxels is exported: pillars of one cloud in, the head's maps out; of a
+    diffusion model one call of its network.
 
     Example: limbeck zoo export resnet8w4.digits_kd --out digits.onnx
     """
@@ -273,6 +236,7 @@ def _facts(card: Card) -> dict[str, str]:
         "parameters": f"{card.parameters:,}",
         "FLOPs": "not counted" if card.flops is None else f"{card.flops:,}",
         "input": _input(card),
+        **_sampler(card),
         "classes": ", ".join(card.classes if card.palette is None else map(_coloured, card.classes, card.palette)),
         "file": f"{card.file}, {card.file_bytes:,} bytes",
         "sha256": card.sha256,
@@ -281,6 +245,13 @@ def _facts(card: Card) -> dict[str, str]:
         "limits": card.limits,
         "code": card.code_version,
     }
+
+
+def _sampler(card: Card) -> dict[str, str]:
+    if (one := card.sampler) is None:
+        return {}
+    said = f"{one.kind}, {one.steps} step{'s' if one.steps != 1 else ''}, guidance {one.guidance:g}"
+    return {"sampler": f"{said}, {one.calls} network call{'s' if one.calls != 1 else ''} an image"}
 
 
 def _input(card: Card) -> str:
@@ -297,9 +268,3 @@ def _input(card: Card) -> str:
 
 def _coloured(name: str, colour: tuple[int, int, int]) -> str:
     return f"{name} #{bytes(colour).hex()}"
-
-
-def _print_json(value: Any) -> None:
-    from json import dumps
-
-    typer.echo(dumps(value, indent=1, ensure_ascii=False))

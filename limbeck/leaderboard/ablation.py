@@ -12,7 +12,7 @@ from limbeck.engine.record import RunRecord
 from limbeck.engine.variant import Variant, split_variant
 from limbeck.leaderboard.checks import student_config
 from limbeck.leaderboard.rows import Row, assumption_of, build_row
-from limbeck.leaderboard.stats import Estimate, paired
+from limbeck.leaderboard.stats import Estimate, gained
 from limbeck.leaderboard.store import FLAGGED, Group
 
 Axis = Literal["linear", "log", "nominal"]
@@ -27,7 +27,7 @@ class Point:
     label: the value, short: '2', '1-3-5', 'layer1'; 'base' where the method's own value cannot be read.
     value: as in the config, lists for tuples; None for 'base'.
     is_base: whether this is the method as the table has it.
-    over_plain, over_base: gains on shared seeds in the primary metric; None where none can be told.
+    over_plain, over_base: gains on shared seeds in the primary metric, positive is better; None where none can be told.
     """
 
     label: str
@@ -106,7 +106,8 @@ def _point(
     group: Group, label: str, value: Any, is_base: bool, seeds: Mapping[int, RunRecord], own: Mapping[int, RunRecord]
 ) -> Point:
     def gain(over: Mapping[int, RunRecord]) -> Estimate | None:
-        found = paired({s: r.value for s, r in seeds.items()}, {s: r.value for s, r in over.items()})
+        values = [{s: r.value for s, r in runs.items()} for runs in (seeds, over)]
+        found = gained(*values, higher_is_better=group.sample.higher_is_better)
         return found.difference if found else None
 
     plain = group.students.get(PLAIN, {})

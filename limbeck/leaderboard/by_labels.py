@@ -1,15 +1,16 @@
-"""What records say by number of labels: the rounds of an active loop, and pairs that differ in their shots alone."""
+"""What records say by a number: rounds of an active loop; pairs that differ in their shots or network calls alone."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from limbeck.engine.record import RunRecord
 from limbeck.leaderboard.store import Group
 
 _AT = re.compile(r"(?P<metric>[^.@]+)@(?P<labels>\d+)")
+Count = Callable[[Group], int | None]  # the number of a group that its family differs in
 Runs = Mapping[int, Mapping[int, tuple[float, str]]]  # value and record id by labels, then by seed
 
 
@@ -38,32 +39,42 @@ def strategy_of(record: RunRecord) -> str | None:
     return str(strategy["type"]) if "type" in strategy else None
 
 
-def families_of(groups: Sequence[Group]) -> list[list[Group]]:
-    """Groups that make one curve, by rising shots; what cannot be told apart makes none.
+def families_of(groups: Sequence[Group], count: Count) -> list[list[Group]]:
+    """Groups that make one curve, by rising number; what cannot be told apart makes none.
 
     Such a family has one benchmark version, teacher network, student network and training set but for its shots; those
-    that still have one number of shots twice are told apart by their pairs' names without that number.
+    that still have one number twice are told apart by their pairs' names without that number.
+
+    Args:
+        count: `shots_of` or `calls_of`.
     """
     alike: dict[str, list[Group]] = {}
     for group in groups:
-        if shots_of(group) is not None:
+        if count(group) is not None:
             alike.setdefault(repr(_likeness(group)), []).append(group)
     families: list[list[Group]] = []
     for found in alike.values():
-        if _distinct(found):
+        if _distinct(found, count):
             families.append(found)
             continue
         named: dict[str, list[Group]] = {}
         for group in found:
-            named.setdefault(_stem(group), []).append(group)
-        families += [family for family in named.values() if _distinct(family)]
-    return [sorted(family, key=lambda g: shots_of(g) or 0) for family in families if len(family) > 1]
+            named.setdefault(_stem(group, count), []).append(group)
+        families += [family for family in named.values() if _distinct(family, count)]
+    return [sorted(family, key=lambda g: count(g) or 0) for family in families if len(family) > 1]
 
 
 def shots_of(group: Group) -> int | None:
     """Labelled images a class of the group's students; None unless it is one number for all."""
     found = {_shots(r) for seeds in group.students.values() for r in seeds.values()}
     return found.pop() if len(found) == 1 else None
+
+
+def calls_of(group: Group) -> int | None:
+    """Network calls that an image takes the group's students; None unless it is one whole number for all."""
+    found = {r.metrics.get("calls") for seeds in group.students.values() for r in seeds.values()}
+    calls = found.pop() if len(found) == 1 else None
+    return int(calls) if calls is not None and calls == int(calls) else None
 
 
 def _shots(record: RunRecord) -> int | None:
@@ -80,19 +91,19 @@ def _likeness(group: Group) -> list[Any]:
     return [group.benchmark, group.version, teachers, group.sample.student.name, rest]
 
 
-def _distinct(groups: Sequence[Group]) -> bool:
-    return len({shots_of(g) for g in groups}) == len(groups)
+def _distinct(groups: Sequence[Group], count: Count) -> bool:
+    return len({count(g) for g in groups}) == len(groups)
 
 
-def _stem(group: Group) -> str:
-    """The pair's name without its number of shots: 'clip-cnn' of 'clip-cnn-4shot'."""
-    rest = re.sub(rf"(?<!\d){shots_of(group)}(?!\d)[-_ ]*(shots?)?", "", group.pair, count=1)
+def _stem(group: Group, count: Count) -> str:
+    """The pair's name without its number: 'clip-cnn' of 'clip-cnn-4shot', 'unet' of 'unet-2step' with two calls."""
+    rest = re.sub(rf"(?<!\d){count(group)}(?!\d)[-_ ]*(shots?|steps?)?", "", group.pair, count=1)
     return re.sub(r"([-_ ])[-_ ]+", r"\1", rest).strip("-_ ")
 
 
-def shared_name(family: Sequence[Group]) -> str:
+def shared_name(family: Sequence[Group], count: Count) -> str:
     """What its pairs' names have in common: 'clip-cnn' of 'clip-cnn-1shot' and 'clip-cnn-4shot'; '' for nothing."""
-    stems = {_stem(group) for group in family}
+    stems = {_stem(group, count) for group in family}
     return stems.pop() if len(stems) == 1 else ""
 
 

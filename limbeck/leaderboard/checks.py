@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from limbeck.engine.config import PLAIN, is_teacher
+from limbeck.engine.config import PLAIN, TEACHER, is_teacher
 from limbeck.engine.record import RunRecord, record_id
 from limbeck.errors import OutputError, UserError
 
@@ -118,7 +118,8 @@ def check_baseline(students: Runs) -> None:
 
 
 def check_initial(students: Runs) -> None:
-    """Refuse runs of one network and seed that started from different weights.
+    """Refuse runs of one network and seed that started from different weights; those that start as a copy of their
+    teacher are compared with each other.
 
     Raises: MixedRecords.
     """
@@ -126,7 +127,7 @@ def check_initial(students: Runs) -> None:
     for seeds in students.values():
         for seed, record in seeds.items():
             starts = known.setdefault(seed, [])
-            start = next((s for s in starts if same_network(s, record)), None)
+            start = next((s for s in starts if same_network(s, record) and taught(s) == taught(record)), None)
             if start is None:
                 starts.append(record)
             elif record.initial_hash != start.initial_hash:
@@ -134,6 +135,15 @@ def check_initial(students: Runs) -> None:
                     f"{start.id} and {record.id} started from different weights: initial hash "
                     f"{_short(start.initial_hash)} and {_short(record.initial_hash)}; run both again"
                 )
+
+
+def taught(record: RunRecord) -> bool:
+    """Whether a run starts from its teacher's weights, as links of step distillation do unless they say otherwise."""
+    model = record.config.get("model")
+    links = model.get("links") if isinstance(model, Mapping) else None
+    if record.task != "image-generation" or not isinstance(links, Sequence):
+        return False
+    return any(link.get("start", TEACHER) == TEACHER and bool(link.get("weight", 1.0)) for link in links)
 
 
 def same_network(a: RunRecord, b: RunRecord) -> bool:

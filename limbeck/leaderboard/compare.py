@@ -10,7 +10,7 @@ from limbeck.leaderboard.ablation import Ablation, build_ablations
 from limbeck.leaderboard.checks import ResultsError
 from limbeck.leaderboard.curves import ComparedCurves, Curves, build_curves, compare_curves
 from limbeck.leaderboard.figures import grid, interval, number, probability
-from limbeck.leaderboard.render_ablation import render_ablations
+from limbeck.leaderboard.render_ablation import ablation_note, render_ablations
 from limbeck.leaderboard.rows import CostCells, Row, build_row
 from limbeck.leaderboard.stats import Paired, estimate, paired
 from limbeck.leaderboard.store import Group, Results
@@ -134,6 +134,8 @@ def render_comparison(found: Comparison, console: Console, *, ablations: bool = 
         difference = interval(one.paired.difference, places, sign=True)
         lines.add_row(title(metric), str(len(one.paired.seeds)), *means, difference, probability(one.paired.p))
     console.print(lines)
+    if not found.higher_is_better:
+        console.print(Text(f"{title(found.primary)}: lower is better, so less than 0 is for {found.a}.", style="dim"))
     console.print()
     primary = found.metrics[found.primary]
     places = decimals([*primary.a.values(), *primary.b.values()])
@@ -150,7 +152,8 @@ def render_comparison(found: Comparison, console: Console, *, ablations: bool = 
     console.print(Text("p: two-sided paired t-test over shared seeds, not adjusted.", style="dim"))
     if ablations:
         heading = f"{title(found.primary)} {'↑' if found.higher_is_better else '↓'}"
-        render_ablations(found.ablations, console, found.primary, heading, places)
+        note = ablation_note(found.ablations, higher_is_better=found.higher_is_better)
+        render_ablations(found.ablations, console, found.primary, heading, places, note)
 
 
 def comparison_json(found: Comparison, *, ablations: bool = True) -> dict[str, Any]:

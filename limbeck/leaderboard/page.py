@@ -16,6 +16,8 @@ from limbeck.leaderboard.table import Table, column_decimals, direction, title
 
 Link = Callable[[str], str]
 
+TURNED = "; the axis is turned, so up is better"  # said of plots of a metric of which lower is better
+
 _COSTS: dict[str, tuple[str, str, Callable[[float | None], str]]] = {
     "parameters": ("params", "parameters of the model", count),
     "flops": ("FLOPs", "of one sample's forward, 2 per multiply-add", count),
@@ -67,9 +69,11 @@ def group_view(table: Table, slug: str, *, link: Link) -> dict[str, Any]:
         notes=marks(table),
         gap_teacher=table.reference if len([r for r in table.rows if r.role == TEACHER]) > 1 else None,
         ablations=ablations,
-        ablation_note=ablation_note(table.ablations),
+        ablation_note=ablation_note(table.ablations, higher_is_better=table.higher_is_better),
         variants=more,
         has_latency=any(r.cost.student_latency_ms is not None for r in table.rows),
+        has_calls=len({r.cells["calls"].estimate.mean for r in table.rows if "calls" in r.cells}) > 1,
+        turned="" if table.higher_is_better else TURNED,
         devices=" and ".join(devices),
         json=f"tables/{slug}.json",
         plot=_plot(table, primary, rows),
@@ -101,6 +105,8 @@ def _columns(table: Table) -> list[dict[str, str]]:
         return dict(key=key, title=heading, first=first, help=help_, kind=kind)
 
     best = "descending" if table.higher_is_better else "ascending"
+    gain = "over" if table.higher_is_better else f"by how much {title(table.primary)} is lower than that of"
+    gain += " the plain student on shared seeds"
     primary, *others = [
         column(
             f"metric:{m}",
@@ -114,7 +120,7 @@ def _columns(table: Table) -> list[dict[str, str]]:
         column("rank", "rank", help_="1 + methods whose whole interval is better"),
         column("n", "n", "descending", "runs"),
         primary,
-        column("gain", "gain", best, "over the plain student on shared seeds"),
+        column("gain", "gain", "descending", gain),
         column("p", "p", help_="two-sided paired t-test, Holm-adjusted"),
         column("closed", "gap closed", "descending", "share of the way from plain student to teacher"),
         *others,
@@ -158,7 +164,8 @@ def _row_view(table: Table, row: Row, plain: Row | None, popover: str, link: Lin
         ]
         run = dict(seed=seed, id=identity, link=link(identity), figures=values, plain="", gain="")
         if plain is not None and seed in base:
-            difference = row.cells[table.primary].values[seed] - base[seed]
+            over = row.cells[table.primary].values[seed], base[seed]
+            difference = over[0] - over[1] if table.higher_is_better else over[1] - over[0]
             run |= dict(plain=link(plain.records[seed]), gain=number(difference, places, sign=True))
         runs.append(run)
     shown = dict(method=row.method, marks=row.marks, role=row.role, flags=row.flags)
@@ -184,6 +191,7 @@ def _plot(table: Table, primary: str, views: list[dict[str, Any]]) -> dict[str, 
                 high=found.mean if found.high is None else found.high,
                 seeds=list(cell.values.values()),
                 latency=latency,
+                calls=row.cells["calls"].estimate.mean if "calls" in row.cells else None,
                 hover=said + (f"<br>{number(latency, 2)} ms" if latency is not None else ""),
                 popover=view["popover"],
             )

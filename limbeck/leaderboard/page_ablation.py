@@ -52,6 +52,7 @@ def _plot(table: Table, ablation: Ablation, heading: str, rows: Sequence[str]) -
         method=ablation.method,
         option=ablation.option,
         axis=ablation.axis,
+        lower=not table.higher_is_better,
         plain=plain if ablation.method != PLAIN else None,  # there it is a point of its own
         points=[_plot_point(table, ablation, p, popover) for p, popover in zip(ablation.points, rows)],
     )

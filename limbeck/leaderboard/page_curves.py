@@ -8,10 +8,18 @@ from typing import Any
 from limbeck.engine.config import PLAIN
 from limbeck.leaderboard.curves import Curve, Curves, Point
 from limbeck.leaderboard.figures import BLANK, number
-from limbeck.leaderboard.render_curves import curves_metric, curves_note, curves_places, curves_title, gain_text
+from limbeck.leaderboard.page import TURNED
+from limbeck.leaderboard.render_curves import (
+    curves_metric,
+    curves_note,
+    curves_places,
+    curves_title,
+    gain_text,
+    teacher_text,
+)
 
 Popovers = Mapping[str, str]  # ids of the popovers with the records, by method
-_LOG_FROM = 8  # largest ÷ smallest number of labels from which a logarithmic axis reads better
+_LOG_FROM = 8  # largest ÷ smallest number from which a logarithmic axis reads better
 
 
 def place_curves(found: Sequence[Curves], views: Sequence[dict[str, Any]]) -> list[tuple[str, Curves]]:
@@ -40,7 +48,7 @@ def curves_view(found: Curves, slug: str, popovers: Mapping[int, Popovers]) -> d
     """Everything that the template shows of one.
 
     Args:
-        popovers: by number of labels.
+        popovers: by number.
     """
     return dict(
         slug=slug,
@@ -49,6 +57,8 @@ def curves_view(found: Curves, slug: str, popovers: Mapping[int, Popovers]) -> d
         title=curves_title(found),
         heading=f"{curves_metric(found)} by {found.axis}",
         axis=found.axis,
+        count=found.count,
+        turned=TURNED if found.higher_is_better is False else "",
         columns=[str(x) for x in found.xs],
         rows=[_row(found, curve, popovers) for curve in found.curves],
         has_gains=found.is_primary and len(found.curves) > 1,
@@ -101,9 +111,11 @@ def _plot(found: Curves, popovers: Mapping[int, Popovers]) -> dict[str, Any]:
     return dict(
         title=curves_title(found).partition(" by ")[0],
         axis=found.axis,
-        log=found.kind == "shots" and xs[0] > 0 and xs[-1] / xs[0] >= _LOG_FROM,
+        log=found.kind != "rounds" and xs[0] > 0 and xs[-1] / xs[0] >= _LOG_FROM,
         xs=xs,
         teacher=found.teacher,
+        teacher_title=teacher_text(found),
+        lower=found.higher_is_better is False,
         series=series,
     )
 

@@ -11,7 +11,7 @@ from limbeck.engine.config import PLAIN, TEACHER
 from limbeck.engine.weights import atomic_path
 from limbeck.errors import UserError
 from limbeck.leaderboard.figures import BLANK, count, grid, interval, number, probability, share
-from limbeck.leaderboard.render_ablation import render_ablations
+from limbeck.leaderboard.render_ablation import ablation_note, render_ablations
 from limbeck.leaderboard.rows import Row
 from limbeck.leaderboard.store import load_results
 from limbeck.leaderboard.table import Table, build_tables, column_decimals, direction, title
@@ -88,9 +88,10 @@ def summary(table: Table) -> str:
 def footnote(table: Table) -> str:
     """How the figures of a table are made; of several teachers, which one measures the gap."""
     teacher = table.reference or TEACHER
+    gain = "" if table.higher_is_better else f"by how much {title(table.primary)} is lower, "
     return (
-        f"Mean ± half of the {100 * table.confidence:.0f} % t interval over seeds. Gain: paired over shared seeds; "
-        "p: two-sided paired t-test, Holm-adjusted. Rank: 1 + methods whose whole interval is better. "
+        f"Mean ± half of the {100 * table.confidence:.0f} % t interval over seeds. Gain: {gain}paired over shared "
+        "seeds; p: two-sided paired t-test, Holm-adjusted. Rank: 1 + methods whose whole interval is better. "
         f"Gap closed: (method − plain) ÷ ({teacher} − plain)."
     )
 
@@ -107,6 +108,9 @@ def marks(table: Table) -> list[str]:
     if others and plain is not None:
         size = f"{plain.network}, {count(plain.cost.parameters)} parameters"
         notes.append(f"‡ Deploys another network than the plain student ({size}): {'; '.join(others)}.")
+    copies = [r.method for r in table.rows if r.from_teacher]
+    if copies:
+        notes.append(f"§ Starts from the teacher's weights, the plain student from its own: {', '.join(copies)}.")
     return notes
 
 
@@ -139,7 +143,8 @@ def render(table: Table, console: Console, *, ablations: bool = True) -> None:
     if ablations:
         heading = f"{title(table.primary)} {direction(table, table.primary)}"
         places = column_decimals(table, table.primary)
-        render_ablations(table.ablations, console, table.primary, heading, places)
+        note = ablation_note(table.ablations, higher_is_better=table.higher_is_better)
+        render_ablations(table.ablations, console, table.primary, heading, places, note)
 
 
 def show_tables(folder: str | Path, console: Console, *, benchmarks: Collection[str] | None = None) -> None:

@@ -15,14 +15,15 @@ if TYPE_CHECKING:
 BASE_MARK = "*"
 
 
-def ablation_note(ablations: Sequence[Ablation]) -> str:
+def ablation_note(ablations: Sequence[Ablation], *, higher_is_better: bool = True) -> str:
     """How the figures of ablations are made."""
     unread = any(p.label == "base" for a in ablations for p in a.points)
+    lower = "" if higher_is_better else "by how much it is lower, "
     return (
         "Ablations: one option of a method at other values, not ranked. "
         f"{BASE_MARK}: the method's own value{', base where its config leaves it to the code' if unread else ''}. "
-        f"Gains: paired over shared seeds, ± half of the {100 * CONFIDENCE:.0f} % t interval, which is not widened for "
-        "the number of values; no p is shown, for it would not be corrected."
+        f"Gains: {lower}paired over shared seeds, ± half of the {100 * CONFIDENCE:.0f} % t interval, which is not "
+        "widened for the number of values; no p is shown, for it would not be corrected."
     )
 
 
@@ -50,11 +51,14 @@ def ablation_cells(ablation: Ablation, point: Point, metric: str, places: int) -
     ]
 
 
-def render_ablations(ablations: Sequence[Ablation], console: Console, metric: str, heading: str, places: int) -> None:
+def render_ablations(
+    ablations: Sequence[Ablation], console: Console, metric: str, heading: str, places: int, note: str
+) -> None:
     """Print ablations, one small table each, and how they are made; nothing where there are none.
 
     Args:
         metric: the primary one; heading and places: its column's.
+        note: of `ablation_note`.
     """
     from rich.text import Text
 
@@ -72,4 +76,4 @@ def render_ablations(ablations: Sequence[Ablation], console: Console, metric: st
             console.print(Text(f"† Ours, not the paper's: {ablation.name}: {ablation.assumption}", style="dim"))
     if ablations:
         console.print()
-        console.print(Text(ablation_note(ablations), style="dim"))
+        console.print(Text(note, style="dim"))

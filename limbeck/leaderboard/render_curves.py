@@ -1,7 +1,8 @@
-"""Curves as text for a terminal: means by number of labels, gains, and two methods side by side."""
+"""Curves as text for a terminal: means by number of labels or calls, gains, and two methods side by side."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
@@ -33,10 +34,17 @@ def curves_note(found: Curves) -> str:
         return mean
     random = any(p.over_random for c in found.curves for p in c.points)
     over = "plain, or over the same training with images chosen at random" if random else "plain"
+    lower = "by how much it is lower, " if found.higher_is_better is False else ""
+    numbers = found.count.replace("number", "numbers")
     return (
-        f"{mean} Gains over {over}: paired over shared seeds; p: two-sided paired t-test, Holm-adjusted over the "
-        "ranked methods at one number of labels, not over the numbers of labels."
+        f"{mean} Gains over {over}: {lower}paired over shared seeds; p: two-sided paired t-test, Holm-adjusted over "
+        f"the ranked methods at one {found.count}, not over the {numbers}."
     )
+
+
+def teacher_text(found: Curves) -> str:
+    """'teacher', or with its own network calls, 'teacher, 100 calls'."""
+    return "teacher" if found.teacher_calls is None else f"teacher, {found.teacher_calls:g} calls"
 
 
 def curves_places(found: Curves) -> int:
@@ -52,14 +60,14 @@ def gain_text(gain: Gain | None, places: int) -> list[str]:
 
 
 def render_curves(found: Curves, console: Console) -> None:
-    """Print all methods by number of labels, then their gains; wide tables in parts that fit."""
+    """Print all methods by number, then their gains; wide tables in parts that fit."""
     from rich.text import Text
 
     places = curves_places(found)
     console.print()
     console.print(Text(f"{found.name}: {curves_title(found)}  (version {found.version})", style="bold"))
     if found.teacher is not None:
-        console.print(Text(f"teacher: {found.teacher:.{places}f}", style="dim"))
+        console.print(Text(f"{teacher_text(found)}: {found.teacher:.{places}f}", style="dim"))
     _blocks(found, "method", found.curves, lambda p: [interval(p.estimate, places)], console)
     if found.is_primary:
         gained = [c for c in found.curves if any(p.over_plain for p in c.points)]
@@ -91,7 +99,7 @@ def _blocks(
 
 
 def render_compared(found: Iterable[ComparedCurves], console: Console) -> None:
-    """Print two methods side by side by number of labels; the same curves once."""
+    """Print two methods side by side by number; the same curves once."""
     from rich.text import Text
 
     distinct = {one.name: one for one in found}
@@ -106,6 +114,6 @@ def render_compared(found: Iterable[ComparedCurves], console: Console) -> None:
             lines.add_row(str(p.x), str(len(p.paired.seeds)), *means, difference, probability(p.paired.p))
         console.print(lines)
     if distinct:
-        console.print(
-            Text("p: as above, of each number of labels by itself, not adjusted for how many there are.", style="dim")
-        )
+        counted = " or ".join(dict.fromkeys(re.sub(" an? .*", "", one.axis) for one in distinct.values()))
+        note = f"p: as above, of each number of {counted} by itself, not adjusted for how many there are."
+        console.print(Text(note, style="dim"))

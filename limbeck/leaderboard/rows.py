@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from statistics import fmean, median
 
 from limbeck.engine.record import RunRecord
+from limbeck.leaderboard.checks import taught
 from limbeck.leaderboard.stats import Estimate, Paired, estimate
 from limbeck.leaderboard.store import FLAGGED
 
@@ -36,12 +37,14 @@ class CostCells:
 class Row:
     """One method over its seeds.
 
-    gain: over the plain student on shared seeds, in the primary metric; None for teacher and plain.
+    gain: over the plain student on shared seeds, in the primary metric; positive is better, whichever way that metric
+        goes; None for teacher and plain.
     p: of that gain, Holm-adjusted over the table's ranked methods; the unadjusted one is `gain.p`.
     rank: among plain student and methods; None for a teacher, for flagged rows and below two seeds.
     records: record ids by seed.
     network: the name of what is deployed; other_network: whether its parameters differ from the plain student's.
     assumption: what of the method is ours, not the paper's; None where nothing is.
+    from_teacher: whether its runs start from the teacher's weights, where the plain student has its own.
     """
 
     method: str
@@ -57,11 +60,15 @@ class Row:
     network: str = ""
     other_network: bool = False
     assumption: str | None = None
+    from_teacher: bool = False
 
     @property
     def marks(self) -> str:
-        """'†' for what is ours, not the paper's, '‡' for another network than the plain student's; explained below."""
-        return "†" * (self.assumption is not None) + "‡" * self.other_network
+        """'†' for what is ours, not the paper's, '‡' for another network than the plain student's, '§' for its start.
+
+        A table explains them below.
+        """
+        return "†" * (self.assumption is not None) + "‡" * self.other_network + "§" * self.from_teacher
 
     @property
     def n(self) -> int:
@@ -96,6 +103,7 @@ def build_row(seeds: Mapping[int, RunRecord], role: str, name: str | None = None
         flags=flags,
         network=records[0].student.name,
         assumption=assumption_of(records),
+        from_teacher=any(map(taught, records)),
     )
 
 

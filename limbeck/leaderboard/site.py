@@ -19,16 +19,21 @@ from limbeck.leaderboard.page import group_view, slugs
 from limbeck.leaderboard.page_chosen import chosen_view
 from limbeck.leaderboard.page_curves import place_curves
 from limbeck.leaderboard.page_examples import examples_view
+from limbeck.leaderboard.page_hand_over import hand_over_view
 from limbeck.leaderboard.page_masks import masks_view
 from limbeck.leaderboard.page_reliability import reliability_view
+from limbeck.leaderboard.page_samples import samples_view, trajectories_view
 from limbeck.leaderboard.page_voxels import voxels_view
 from limbeck.leaderboard.pictures.chosen import find_chosen
 from limbeck.leaderboard.pictures.examples import find_examples
+from limbeck.leaderboard.pictures.hand_overs import find_hand_over
 from limbeck.leaderboard.pictures.masks import find_masks
 from limbeck.leaderboard.pictures.plans import StalePicture
 from limbeck.leaderboard.pictures.reliability import find_reliability
+from limbeck.leaderboard.pictures.samples import find_samples
+from limbeck.leaderboard.pictures.trajectories import find_trajectories
 from limbeck.leaderboard.pictures.voxels import find_voxels
-from limbeck.leaderboard.stats import CONFIDENCE, MINIMUM_GAP
+from limbeck.leaderboard.stats import CONFIDENCE, MINIMUM_GAP, RELATIVE_GAP
 from limbeck.leaderboard.store import Group, Results, load_results
 from limbeck.leaderboard.table import build_table, environments, to_json
 
@@ -64,8 +69,8 @@ def build_site(
     """Build the page of a folder of records; returns the path of its index.html.
 
     The page is made beside `out` and moved into place when it is whole. An older page there is replaced; other files
-    in `out` are left alone. Pictures that `limbeck leaderboard examples`, `masks`, `voxels`, `reliability` and `chosen`
-    drew there are shown.
+    in `out` are left alone. Pictures that `limbeck leaderboard examples`, `masks`, `voxels`, `reliability`, `chosen`,
+    `samples`, `trajectories` and `hand-over` drew there are shown.
 
     Args:
         note: gets one line for each picture that is not shown, for it was drawn for other records.
@@ -94,6 +99,9 @@ def _pictures(group: Group, site: Path, note: Note | None) -> dict[str, dict[str
         "voxels": _shown(lambda: find_voxels(group, site), voxels_view, note),
         "reliability": _shown(lambda: find_reliability(group, site), reliability_view, note),
         "chosen": _shown(lambda: find_chosen(group, site), chosen_view, note),
+        "samples": _shown(lambda: find_samples(group, site), samples_view, note),
+        "trajectories": _shown(lambda: find_trajectories(group, site), trajectories_view, note),
+        "hand_over": _shown(lambda: find_hand_over(group, site), hand_over_view, note),
     }
 
 
@@ -161,11 +169,21 @@ def _page(results: Results, views: list[dict[str, Any]], title: str, count: int)
         records=count,
         latest=max(r.finished for r in records),
         confidence=f"{100 * CONFIDENCE:.0f}",
-        minimum_gap=MINIMUM_GAP,
+        minimum_gap=_minimum_gap(results),
+        taught=any(row["marks"].endswith("§") for view in views for row in view["rows"]),
+        lower=any(not g.sample.higher_is_better for g in results),
         selections=[SELECTIONS.get(rule, rule) for rule in rules],
         environment_columns=list(_ENVIRONMENT.values()),
         environments=[_environment(e) for e in environments(records)],
     )
+
+
+def _minimum_gap(results: Results) -> str:
+    """The smallest gap that can be closed, in words; of the kinds of primary metrics that are there."""
+    kinds = {g.sample.higher_is_better for g in results}
+    percent = f"{100 * RELATIVE_GAP:g} %"
+    said = {True: f"{MINIMUM_GAP} points better than", False: f"{percent} lower than"}
+    return ", or where lower is better less than ".join(said[kind] for kind in sorted(kinds, reverse=True))
 
 
 def _environment(found: dict[str, Any]) -> list[str]:

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from scipy import special  # its Student-t functions; scipy.stats has the same ones but takes a second to import
 
 CONFIDENCE = 0.95
-MINIMUM_GAP = 0.5
+MINIMUM_GAP = 0.5  # points; every metric of which higher is better is in percent
+RELATIVE_GAP = 0.05  # of the plain student's figure: distances and losses have no scale in common
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,21 @@ def paired(a: Mapping[int, float], b: Mapping[int, float], *, confidence: float 
     return Paired(seeds, found, _two_sided(found.mean / (found.std / math.sqrt(found.n)), found.n - 1))
 
 
+def gained(
+    method: Mapping[int, float],
+    plain: Mapping[int, float],
+    *,
+    higher_is_better: bool = True,
+    confidence: float = CONFIDENCE,
+) -> Paired | None:
+    """By how much a method is better than another over the seeds that both have: positive is better, for every metric.
+
+    method − plain, or plain − method where lower is better; see `paired`.
+    """
+    over, under = (method, plain) if higher_is_better else (plain, method)
+    return paired(over, under, confidence=confidence)
+
+
 def holm(ps: Sequence[float | None]) -> list[float | None]:
     """Holm's step-down adjustment over one family of tests; None stays None and does not count."""
     order = sorted((i for i, p in enumerate(ps) if p is not None), key=lambda i: (ps[i], i))
@@ -86,12 +102,15 @@ def holm(ps: Sequence[float | None]) -> list[float | None]:
 
 
 def gap_closed(
-    method: float, plain: float, teacher: float, *, higher_is_better: bool = True, minimum: float = MINIMUM_GAP
+    method: float, plain: float, teacher: float, *, higher_is_better: bool = True, minimum: float | None = None
 ) -> float | None:
     """Share of the way from plain student to teacher: (method − plain) / (teacher − plain); 1 is the teacher.
 
-    None where the teacher is not better than the plain student by `minimum`: then there is no gap to close.
+    None where the teacher is not better than the plain student by `minimum`: then there is no gap to close. Where that
+    is not given it is 0.5 points, or a twentieth of the plain student's figure where lower is better.
     """
+    if minimum is None:
+        minimum = MINIMUM_GAP if higher_is_better else RELATIVE_GAP * abs(plain)
     gap = teacher - plain if higher_is_better else plain - teacher
     return None if gap < minimum else (method - plain) / (teacher - plain)
 

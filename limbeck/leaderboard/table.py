@@ -12,7 +12,7 @@ from limbeck.engine.config import PLAIN, TEACHER
 from limbeck.engine.record import RunRecord
 from limbeck.leaderboard.ablation import Ablation, build_ablations
 from limbeck.leaderboard.rows import Row, build_row
-from limbeck.leaderboard.stats import CONFIDENCE, gap_closed, holm, paired, ranks
+from limbeck.leaderboard.stats import CONFIDENCE, gained, gap_closed, holm, ranks
 from limbeck.leaderboard.store import Group
 
 # Spellings that readers expect; any other metric is shown by its own name and without an arrow.
@@ -34,12 +34,20 @@ TITLES = {
     "bev_ap40_strict": "BEV AP40, strict",
     "3d_ap40": "3D AP40",
     "3d_ap40_strict": "3D AP40, strict",
+    "label_agreement": "label agreement",
+    "label_entropy": "label entropy",
+    "diversity_share": "diversity share",
+    "mse_to_teacher": "MSE to teacher",
+    "calls": "network calls",
 }
 HIGHER = {"top1", "top5", "agreement", "mIoU", "bbox_mAP", "segm_mAP", "mAP", "NDS", "bev_ap40", "3d_ap40"}
 HIGHER |= {"aulc", "top1_ce_head", "top1_kd_head", "top1_mix"}
-LOWER = {"nll", "ece", "fid", "FID"}
+HIGHER |= {"precision", "recall", "coverage", "diversity_share", "label_agreement"}  # of generated images
+LOWER = {"nll", "ece", "fid", "FID", "mse_to_teacher"}
+LOWER_STARTS = ("FD-", "MMD2-")  # of names that end in the feature net: 'FD-digits'
 NO_COLUMN = {"bev_ap_exact", "3d_ap_exact", "ap40_ceiling"}  # records have them; a table would be too wide
 NO_COLUMN |= {"top1_mix_half", "top1_logit_average", "ece_ce_head", "ece_kd_head"}
+NO_COLUMN_ENDS = ("_bias", "_floor")  # of a Fréchet distance: what it is where there is nothing to see
 
 
 @dataclass(frozen=True)
@@ -106,7 +114,12 @@ def _has_column(metric: str, primary: str) -> bool:
     if "@" in metric:
         return False
     data, _, name = metric.rpartition(".")
-    return name == primary if data else name not in NO_COLUMN
+    return name == primary if data else name not in NO_COLUMN and not _beside(name)
+
+
+def _beside(name: str) -> bool:
+    """Whether a metric is no figure of a model, but says how to read one: 'FD-digits_floor'."""
+    return name.startswith(LOWER_STARTS) and name.endswith(NO_COLUMN_ENDS)
 
 
 def build_tables(groups: Iterable[Group]) -> list[Table]:
@@ -118,7 +131,9 @@ def _compared(rows: list[Row], teacher: Row | None, primary: str, higher: bool) 
     """Add gains, adjusted p, gap closed, rank and what differs from the plain student, which need the other rows."""
     plain = next((r for r in rows if r.role == PLAIN), None)
     gains = [
-        paired(r.cells[primary].values, plain.cells[primary].values) if plain and r.role != PLAIN else None
+        gained(r.cells[primary].values, plain.cells[primary].values, higher_is_better=higher)
+        if plain and r.role != PLAIN
+        else None
         for r in rows
     ]
     adjusted = holm([None if g is None or r.flags else g.p for r, g in zip(rows, gains)])
@@ -135,7 +150,8 @@ def _compared(rows: list[Row], teacher: Row | None, primary: str, higher: bool) 
         if gain is not None and plain is not None and teacher is not None:
             base = fmean(plain.cells[primary].values[s] for s in gain.seeds)
             top = teacher.cells[primary].estimate.mean
-            closed = gap_closed(base + gain.difference.mean, base, top, higher_is_better=higher)
+            mean = base + gain.difference.mean if higher else base - gain.difference.mean
+            closed = gap_closed(mean, base, top, higher_is_better=higher)
         other = plain is not None and row.cost.parameters != plain.cost.parameters
         rank = placed.get(row.method)
         done.append(replace(row, gain=gain, p=p, gap_closed=closed, rank=rank, other_network=other))
@@ -167,7 +183,7 @@ def to_json(table: Table, *, ablations: bool = True) -> dict[str, Any]:
 def title(metric: str) -> str:
     """A metric's column heading; of a further test set with its name: 'BEV AP40, kitti-frames'."""
     data, _, name = metric.rpartition(".")
-    found = TITLES.get(name, name)
+    found = TITLES.get(name, name.replace("MMD2-", "MMD²-"))
     return f"{found}, {data}" if data else found
 
 
@@ -176,7 +192,9 @@ def direction(table: Table, metric: str) -> str:
     if metric == table.primary:
         return "↑" if table.higher_is_better else "↓"
     name = metric.rpartition(".")[2]
-    return "↑" if name in HIGHER else "↓" if name in LOWER else ""
+    if name in LOWER or (name.startswith(LOWER_STARTS) and not _beside(name)):
+        return "↓"
+    return "↑" if name in HIGHER else ""
 
 
 def decimals(values: Iterable[float]) -> int:

@@ -28,6 +28,7 @@ class Tolerance:
 
 TOLERANCES: Mapping[str, Tolerance] = {"top1": Tolerance(absolute=0.05), "nll": Tolerance(relative=1e-3)}
 OTHERWISE = Tolerance(absolute=0.05)
+OTHERWISE_LOWER = Tolerance(relative=1e-3)  # of a primary metric that is lower where better: its scale is its own
 
 
 @dataclass(frozen=True)
@@ -74,8 +75,9 @@ def verify_record(
     found = dict(evaluate(record.config, path))
     judged = [m for m in record.metrics if m in tolerances or m == record.primary_metric]
     differences = {m: found[m] - record.metrics[m] for m in judged if m in found}
+    otherwise = OTHERWISE if record.higher_is_better else OTHERWISE_LOWER
     off = tuple(
-        m for m in judged if m not in found or not tolerances.get(m, OTHERWISE).allows(record.metrics[m], found[m])
+        m for m in judged if m not in found or not tolerances.get(m, otherwise).allows(record.metrics[m], found[m])
     )
     return Verification(record.id, "off" if off else "holds", dict(record.metrics), found, differences, off)
 

@@ -16,6 +16,7 @@ MAX_BYTES = 10_000_000  # of one weight file: the small students travel inside t
 SEGMENTATION = "semantic-segmentation"
 DETECTION = "object-detection"
 LIDAR = "3d-object-detection"
+GENERATION = "image-generation"
 Byte = Annotated[int, Field(ge=0, le=255)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)+$")]
 
@@ -70,6 +71,15 @@ class CloudPreprocessing(_Strict):
     note: str = Field("", description="what the points are")
 
 
+class SamplerCard(_Strict):
+    """How a diffusion model makes an image of noise."""
+
+    kind: Literal["ddim", "dpm-solver", "euler", "consistency", "boot"]
+    steps: int = Field(gt=0)
+    guidance: Finite = Field(description="of classifier-free guidance; 1 is none")
+    calls: int = Field(gt=0, description="of the network, for one image; a guided step is two")
+
+
 class Card(_Strict):
     """A student (or a teacher) of the zoo; every figure is copied from the record `record`."""
 
@@ -84,7 +94,9 @@ class Card(_Strict):
     model: dict[str, Any] = Field(description="config of the architecture, for the registry of models")
     teacher: str | None = Field(None, description="name of the teacher, with its tag where its record is known")
     dataset: DatasetCard
-    classes: tuple[str, ...] = Field(min_length=1, description="in the order of the logits, or of a detector's labels")
+    classes: tuple[str, ...] = Field(
+        min_length=1, description="in the order of the logits, of a detector's labels, or of a generator's classes"
+    )
     palette: tuple[tuple[Byte, Byte, Byte], ...] | None = Field(
         None,
         description="RGB of each class in pictures of class maps and boxes; None, and not in the file, for other tasks",
@@ -97,6 +109,9 @@ class Card(_Strict):
     )
     voxels: CloudPreprocessing | None = Field(
         None, description="of those students alone", exclude_if=lambda value: value is None
+    )
+    sampler: SamplerCard | None = Field(
+        None, description="of those students alone that make images", exclude_if=lambda value: value is None
     )
     metrics: dict[str, Finite] = Field(description="on the test split, in the record's terms")
     primary_metric: str
@@ -138,6 +153,17 @@ class Card(_Strict):
             wanted, other = ("voxels", "preprocessing") if self.detects_3d else ("preprocessing", "voxels")
             raise ValueError(f"a card of {self.task} has {wanted} and no {other}")
         return self
+
+    @model_validator(mode="after")
+    def _makes(self) -> Self:
+        if (self.sampler is not None) != self.generates:
+            raise ValueError(f"a card of {self.task} has {'a' if self.generates else 'no'} sampler")
+        return self
+
+    @property
+    def generates(self) -> bool:
+        """Whether the student makes images of noise, and reads none."""
+        return self.task == GENERATION
 
     @property
     def segments(self) -> bool:

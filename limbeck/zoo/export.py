@@ -15,6 +15,7 @@ from limbeck.engine.registry import DATASETS
 from limbeck.engine.weights import atomic_path, sha256_file
 from limbeck.errors import ConfigError, DataMissing, UnknownName, UserError
 from limbeck.zoo.card import Card, Preprocessing
+from limbeck.zoo.export_diffusion import denoiser_form
 from limbeck.zoo.export_formats import RUNNERS, WRITERS, Form, Format, flat, largest_difference, require_onnx
 from limbeck.zoo.export_lidar import cloud_form
 from limbeck.zoo.load import load_student
@@ -28,7 +29,7 @@ class ExportReport:
     """What was written and how it was checked.
 
     inputs: it was checked with 'real' samples of the student's test split, or 'random' ones where its data is absent.
-    what: these samples are called, 'images' or 'clouds'.
+    what: these samples are called, 'images', 'clouds' or 'noisy images'.
     max_difference: largest absolute difference of an output's value from torch; None without a check.
     outputs: their names, in order.
     """
@@ -55,6 +56,9 @@ def export_student(
     (B, A · K, h, w) with the finest first, then 'box_outputs_0', …; boxes and non-maximum suppression are left to the
     user. A PointPillars student takes the pillars of one cloud, any number: 'voxels' (n, M, 4), 'num_points' (n,) and
     'coors' (n, 4), int64, those without points being padding, and gives 'cls_logits', 'box_outputs', 'dir_logits'.
+    Of a diffusion model it is one call of the network: 'noisy' (B, C, H, W), 'times' (B,) and 'labels' (B,), int64, to
+    'output' (B, C, H, W); the loop of the sampler is left to the user, with what it takes in the file. A torch-export
+    file of one takes 63 images at a time at most.
     Preprocessing, classes, palette and what decoding takes travel in the file: ONNX metadata_props, or the extra
     file limbeck.json of the others.
 
@@ -71,7 +75,10 @@ def export_student(
         require_onnx(check)
     model = load_student(name, zoo_dir=zoo_dir)
     card: Any = model.card
-    form = cloud_form(model, card, metadata(card)) if card.detects_3d else _image_form(model, card)
+    if card.generates:
+        form = denoiser_form(model, card, metadata(card) | _image_metadata(card.preprocessing))
+    else:
+        form = cloud_form(model, card, metadata(card)) if card.detects_3d else _image_form(model, card)
     content = WRITERS[format](form)
     difference = largest_difference(form, RUNNERS[format](content)) if check else None
     if difference is not None and not difference <= TOLERANCE:

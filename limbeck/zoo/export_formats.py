@@ -29,6 +29,7 @@ class Form:
     calls, expected: inputs that it is checked with, and what torch makes of each.
     origin, count, what: the check's samples are 'real' ones of the test split or 'random', how many, and their name.
     metadata: what a file needs to be used without this package.
+    most: of the first axis, where torch.export can trace no more; the other formats take any number.
     """
 
     model: nn.Module
@@ -41,11 +42,13 @@ class Form:
     count: int
     what: str
     metadata: dict[str, str]
+    most: int | None = None
 
     @property
     def axes(self) -> tuple[dict[int, torch.export.Dim], ...]:
         """The free axis of each input."""
-        free = torch.export.Dim("batch" if len(self.inputs) == 1 else "rows")
+        name = "batch" if len(self.inputs) == 1 else "rows"
+        free = torch.export.Dim(name) if self.most is None else torch.export.Dim(name, max=self.most)
         return tuple({0: free} for _ in self.inputs)
 
 

@@ -19,7 +19,8 @@ def load_student(name: str, *, device: str = "cpu", zoo_dir: str | Path | None =
     """A student of the zoo in eval mode, with its `card`, and `preprocess`: an image to its input (1, C, H, W).
 
     A 3D detector has `preprocess`, a LiDAR cloud to its `Voxels`, and `detect`, a cloud to its boxes. Another detector
-    gives the raw outputs of its head, as `limbeck.detection.models` says; `Predictor` makes boxes of them.
+    gives the raw outputs of its head, as `limbeck.detection.models` says; `Predictor` makes boxes of them. A diffusion
+    model has `generate`, classes to images in [−1, 1]; see `limbeck.multimodal.diffusion.generator.ImageGenerator`.
 
     Args:
         device: 'cpu', 'cuda', 'cuda:N' or 'auto'; `preprocess` gives tensors on the CPU.
@@ -32,6 +33,8 @@ def load_student(name: str, *, device: str = "cpu", zoo_dir: str | Path | None =
     >>> student(student.preprocess("seven.png")).argmax()  # doctest: +SKIP
     >>> student = limbeck.load_student("pointpillars16.lidar-scenes_pointdistiller")  # doctest: +SKIP
     >>> student.detect("000008.bin").boxes  # doctest: +SKIP
+    >>> student = limbeck.load_student("unet32-64_1step.diffusion-digits_pd")  # doctest: +SKIP
+    >>> student.generate([0, 1, 2], seed=0).images  # doctest: +SKIP
     """
     from limbeck.engine.output import pick_device
     from limbeck.engine.registry import MODELS

@@ -19,7 +19,7 @@ def architecture_name(config: Mapping[str, Any]) -> str:
     where it is not SegFormer's; 'resnetv1c18_aspp' for mmsegmentation's own configs. Detectors begin with their head:
     'gfl_resnet18w10', 'faster_rcnn_lite0', 'retinanet_mobilenetv2_050'; 'fcos_resnet50' for mmdetection's own configs.
     'pointpillars16' and 'second64' for detectors on LiDAR, with their width. A DualHead has its backbone's name, and
-    'resnet8_dual' with two heads.
+    'resnet8_dual' with two heads. 'unet32-64_4step' for a diffusion model, with its channels and its sampler's steps.
     """
     kind = str(config["type"])
     if kind == "CIFARResNet":
@@ -27,6 +27,8 @@ def architecture_name(config: Mapping[str, Any]) -> str:
         return f"resnet{config.get('depth', 20)}{'' if width == 16 else f'w{width}'}"
     if kind == "DualHead":
         return architecture_name(config["backbone"]) + ("_dual" if config.get("kd_head") else "")
+    if kind == "Denoiser":
+        return f"{_denoiser(config['network'])}_{(config.get('sampler') or {}).get('steps', 50)}step"
     if kind == "timm":
         return _word(str(config["model"]).rsplit("/", 1)[-1].rsplit(":", 1)[-1].split(".")[0])
     if kind == "EfficientNetLite":
@@ -58,6 +60,13 @@ def _detector(kind: str, config: Mapping[str, Any]) -> str | None:
         backbone = config["config"]["backbone"]
         return _word(f"{config['config']['type']}_{backbone['type']}{backbone.get('depth', '')}".lower())
     return None
+
+
+def _denoiser(network: Mapping[str, Any]) -> str:
+    """A U-Net with its channels where a config has them."""
+    kind = str(network["type"]).lower()
+    widths = network.get("block_out_channels") or ()
+    return _word(f"unet{'-'.join(map(str, widths))}" if kind == "unet2dmodel" else kind)
 
 
 def _head(config: Mapping[str, Any]) -> str:

@@ -18,6 +18,7 @@ from limbeck.engine.registry import ADAPTERS
 from limbeck.errors import ConfigError, ShapeMismatch, UserError
 from limbeck.zoo.clouds import cloud_files
 from limbeck.zoo.images import Preprocess, image_files, match_channels, to_pixels
+from limbeck.zoo.index import find
 from limbeck.zoo.lidar import SCORE, LidarPrediction
 from limbeck.zoo.load import load_student
 
@@ -147,7 +148,8 @@ class Predictor:
         top_k: classes listed in each prediction; a segmentation has the shares of all.
         invert: swap black and white first.
         score: detections that score less are left out; those under the detector's `score_thr`, mostly 0.05, always are.
-    Raises: UnknownName with near names; CorruptFile; ConfigError for options out of range.
+    Raises: UnknownName with near names; CorruptFile; ConfigError for options out of range, or a student that makes
+        images.
     """
 
     def __init__(
@@ -165,6 +167,11 @@ class Predictor:
             raise ConfigError(f"batch_size and top_k are at least 1; got {batch_size} and {top_k}")
         if not 0 <= score <= 1:
             raise ConfigError(f"score is from 0 to 1, the least of a detection; got {score:g}")
+        if find(name, zoo_dir=zoo_dir).generates:
+            raise ConfigError(
+                f"{name} makes images and reads none: call limbeck.load_student({name!r}).generate(classes), or "
+                f"limbeck zoo predict {name} --classes …"
+            )
         self.model = load_student(name, device=device, zoo_dir=zoo_dir)
         self.card: Any = self.model.card
         self.device = next(self.model.parameters()).device

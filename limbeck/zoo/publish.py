@@ -16,6 +16,7 @@ from limbeck.engine.weights import atomic_path, check_sha256, load_into, write_j
 from limbeck.errors import ConfigError, UnknownName
 from limbeck.zoo.card import (
     DETECTION,
+    GENERATION,
     LIDAR,
     MAX_BYTES,
     SEGMENTATION,
@@ -23,11 +24,12 @@ from limbeck.zoo.card import (
     CloudPreprocessing,
     DatasetCard,
     Preprocessing,
+    SamplerCard,
     read_card,
 )
 from limbeck.zoo.index import CARDS, SHIPPED, WEIGHTS, own_zoo
 from limbeck.zoo.names import student_name, teacher_name
-from limbeck.zoo.terms import DATA_TERMS, DataTerms
+from limbeck.zoo.terms import DATA_TERMS, GENERATION_TERMS, DataTerms
 
 if TYPE_CHECKING:
     from torch import nn
@@ -47,7 +49,7 @@ def add_student(
         zoo_dir: the folder that gets cards/<name>.json and weights/; $LIMBECK_ZOO or the shipped zoo where not given.
     Raises: CorruptFile when the weights are not those of the record, or do not fit its model; ConfigError for a record
         that is not 'ok', a file over 10 MB, a data set whose licence is not known here, a name that another run has,
-        or a detector that was tested on images of several sizes.
+        a detector that was tested on images of several sizes, or a diffusion model without classes.
     """
     found = record if isinstance(record, RunRecord) else read_record(record)
     source = Path(weights)
@@ -73,6 +75,9 @@ def _check(record: RunRecord, weights: Path) -> None:
     if record.data.name not in DATA_TERMS:
         known = UnknownName("licence of data set", record.data.name, DATA_TERMS)
         raise ConfigError(f"{known}; add its terms to DATA_TERMS in limbeck/zoo/terms.py")
+    if record.task == GENERATION and record.data.name not in GENERATION_TERMS:
+        known = UnknownName("use and limits of images made like", record.data.name, GENERATION_TERMS)
+        raise ConfigError(f"{known}; add them to GENERATION_TERMS in limbeck/zoo/terms.py")
     if not weights.is_file():
         raise ConfigError(f"{weights}: no such weight file; name the student.safetensors of the run {record.id}")
     size = weights.stat().st_size
@@ -89,6 +94,8 @@ def _card(record: RunRecord, weights: Path, name: str) -> Card:
     config = without_pretrained(members[record.config["model"]["deploy"]]["model"])
     model = _built(config, weights, record)
     terms = DATA_TERMS[record.data.name]
+    makes = record.task == GENERATION
+    use, limits = GENERATION_TERMS[record.data.name] if makes else (terms.use, terms.limits)
     test = _without_place(record.config["data"]["test"])
     drawn = record.task in (SEGMENTATION, DETECTION, LIDAR)
     pictures = DATASETS.make(test, where=f"in the record {record.id}") if drawn else None
@@ -122,6 +129,7 @@ def _card(record: RunRecord, weights: Path, name: str) -> Card:
             palette=None if pictures is None else tuple(tuple(colour) for colour in pictures.palette),
             preprocessing=None if clouds else _preprocessing(model, test, terms, size),
             voxels=_voxels(model, terms) if clouds else None,
+            sampler=_sampler(model) if makes else None,
             metrics=record.metrics,
             primary_metric=record.primary_metric,
             record=record.id,
@@ -131,8 +139,8 @@ def _card(record: RunRecord, weights: Path, name: str) -> Card:
             file_bytes=weights.stat().st_size,
             sha256=record.student_sha256,
             licence=LICENCE,
-            intended_use=terms.use,
-            limits=terms.limits,
+            intended_use=use,
+            limits=limits,
             code_version=f"limbeck {environment.limbeck}{commit}",
         )
     except ValidationError as error:
@@ -155,7 +163,10 @@ def _without_place(test: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _classes(record: RunRecord, test: dict[str, Any], model: nn.Module) -> tuple[str, ...]:
-    """Class names in the order of the logits, or of a detector's labels: the record's, else those of the data set."""
+    """Class names in the order of the logits, or of a detector's labels: the record's, else those of the data set.
+
+    A generator's are those that it can be asked for.
+    """
     import torch
 
     from limbeck.engine.registry import DATASETS
@@ -163,13 +174,16 @@ def _classes(record: RunRecord, test: dict[str, Any], model: nn.Module) -> tuple
     names = record.data.classes or next(iter(record.per_class.values()), None)
     if names is None:
         names = DATASETS.make(test, where=f"in the record {record.id}").classes
-    if record.task in (DETECTION, LIDAR):
+    if record.task == GENERATION and cast(Any, model).num_classes is None:
+        raise ConfigError(f"the student of {record.id} cannot be asked for a class; publish a class-conditional one")
+    if record.task in (DETECTION, LIDAR, GENERATION):
         logits = int(cast(Any, model).num_classes)
     else:
         with torch.inference_mode():
             logits = model.eval()(torch.zeros(1, *cast(Any, model.input_size))).shape[1]
     if len(names) != logits:
-        raise ConfigError(f"the record {record.id} names {len(names)} classes, but its student has {logits} logits")
+        word = "classes" if record.task == GENERATION else "logits"
+        raise ConfigError(f"the record {record.id} names {len(names)} classes, but its student has {logits} {word}")
     return tuple(names)
 
 
@@ -202,6 +216,14 @@ def _preprocessing(
         interpolation="bilinear" if crop is None else "bicubic",  # as data sets of photographs resize
         note=terms.note,
     )
+
+
+def _sampler(model: nn.Module) -> SamplerCard:
+    """How it makes images, with the calls that one takes."""
+    net: Any = model
+    kind = "boot" if hasattr(net, "t_min") else net.sampler.kind
+    calls = net.generate([0]).calls
+    return SamplerCard(kind=kind, steps=net.sampler.steps, guidance=net.sampler.guidance, calls=calls)
 
 
 def _voxels(model: nn.Module, terms: DataTerms) -> CloudPreprocessing:

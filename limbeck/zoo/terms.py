@@ -151,3 +151,15 @@ DATA_TERMS: Mapping[str, DataTerms] = {
         limits="Has seen a dozen frames: its figures rank nothing, and it is not for driving.",
     ),
 }
+
+# Use and limits of students that make images like those of a data set.
+GENERATION_TERMS: Mapping[str, tuple[str, str]] = {
+    "digits": (
+        "Making handwritten digits of 8 × 8 grey pixels; teaching, tests, and comparing methods.",
+        "Makes digits of ten kinds like those that it was trained on, and not always of the class that was asked for.",
+    ),
+    "fashion-mnist": (
+        "Making small pictures of clothing, 28 × 28 grey pixels or fewer; teaching, tests, and comparing methods.",
+        "Makes ten kinds of clothing like those that it was trained on, and not always the one that was asked for.",
+    ),
+}

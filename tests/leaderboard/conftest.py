@@ -74,3 +74,52 @@ def trained_runs(pair: Any, methods: Sequence[str], folder: Path) -> SimpleNames
         assert made is not None
         records[method] = made
     return SimpleNamespace(results=folder / "results", runs=folder / "runs", records=records)
+
+
+def generator_pair(steps: int = 2, **changes: Any) -> Any:
+    """Tiny diffusion models of digits: a teacher of 4 steps, students of fewer."""
+    from limbeck.engine.config import PairConfig, parse
+
+    asked = {
+        split: dict(type="SampleRequests", classes=[str(k) for k in range(10)], count=count, split=split, name="digits")
+        for split, count in (("val", 20), ("test", 40))
+    }
+    network = dict(type="UNet2DModel", block_out_channels=(8, 8), attention="none", norm_num_groups=4)
+    student = dict(type="Denoiser", network=network, num_classes=10, image_size=8, sampler=dict(steps=steps))
+    own = dict(guidance=1.5)
+    links = dict(
+        CD=dict(type="ConsistencyDistillation", teacher=["teacher", "target"], taps=[("x0", "x0")], target="target")
+    )
+    value = dict(
+        task="image-generation",
+        benchmark="toy-diffusion",
+        pair=f"unet-{steps}step",
+        data=dict(train=dict(type="Digits", split="train", limit=100), **asked, batch_size=50, eval_batch_size=25),
+        adapter=dict(type="DiffusionAdapter"),
+        metric=dict(
+            type="GenerationMetric", primary="FD-digits", higher_is_better=False, options=dict(features="digits")
+        ),
+        student=student,
+        teacher=student | dict(sampler=dict(steps=4, **own)),
+        teacher_tolerance=1e6,
+        recipe=dict(epochs=1, optimizer=dict(type="AdamW", lr=2e-3), param_scheduler=[]),
+        methods={
+            "FromTeacher": dict(links=[dict(type="FromTeacher")]),
+            "CD": dict(
+                task_weight=0.0,
+                student=student | dict(sampler=dict(kind="consistency", steps=steps)),
+                links=[links["CD"] | own],
+                members=dict(target=dict(type="ema", of="student", momentum=0.95)),
+            ),
+        },
+    )
+    return parse(PairConfig, value | changes, "made-up pair")
+
+
+@pytest.fixture(scope="session")
+def generator_runs(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    """The same of students of two steps, CD's on two seeds."""
+    pytest.importorskip("diffusers", reason="the networks and samplers are of diffusers")
+    return trained_runs(
+        generator_pair(), ("teacher", "plain", "FromTeacher", "CD"), tmp_path_factory.mktemp("generators")
+    )

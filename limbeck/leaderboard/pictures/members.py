@@ -84,6 +84,7 @@ def plan_members(
     weights: Mapping[str, Path],
     runs: str | Path | None,
     pair: str | None,
+    tasks: Sequence[str] = TASKS,
 ) -> list[MembersPlan]:
     """What is to be drawn for the pairs of some benchmarks that have such runs; nothing, unless it can be for all.
 
@@ -91,10 +92,11 @@ def plan_members(
         choose: gives a group's runs, or raises ConfigError where it has none.
         weights, runs: see `find_weights`.
         pair: this one alone.
+        tasks: those that are drawn.
     Raises: UnknownName for the pair; ConfigError for a task that is not drawn, where no pair has such a run, and where
         weights are missing.
     """
-    found = groups_with(groups_of(results, benchmarks, pair, TASKS), choose)
+    found = groups_with(groups_of(results, benchmarks, pair, tasks), choose)
     return [
         MembersPlan(group, records, {r.id: find_weights(r.id, r.student_sha256, weights, runs) for r in records})
         for group, records in found

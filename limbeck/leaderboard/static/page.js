@@ -51,13 +51,24 @@ function padded(low, high, part) {
   return [low - room, high + room];
 }
 
+// The scale of a metric's axis. Where lower is better it is turned, so that up is better in every plot, and it is
+// logarithmic where the means differ much: an interval that would reach below 0 then ends near the lowest mean.
+function measure(means, ends, lower, part) {
+  const least = Math.min(...means), log = lower && least > 0 && Math.max(...means) >= 10 * least;
+  const end = Math.max(least / 3, Math.min(...ends.filter((v) => v > 0)));
+  const clipped = (v) => (log ? Math.max(v, end) : v);
+  const at = (v) => (log ? Math.log10(clipped(v)) : v);
+  const [low, high] = padded(at(Math.min(...ends)), at(Math.max(...ends)), part);
+  return { log, clipped, at, low, high, axis: { type: log ? "log" : "linear", range: lower ? [high, low] : [low, high] } };
+}
+
 function heightOf(data) {
   return Math.max(300, 70 + 34 * data.rows.length);
 }
 
 function spread(data) {
   const ends = data.rows.flatMap((r) => [r.low, r.high, ...r.seeds]);
-  return [Math.min(...ends), Math.max(...ends)];
+  return ends;
 }
 
 // Mean and interval of each method, best on top; the teacher's and plain student's means as dotted lines.
@@ -65,6 +76,7 @@ function dots(node, data) {
   const c = colours();
   const rows = [...data.rows].sort((a, b) => (data.higher ? a.mean - b.mean : b.mean - a.mean));
   const y = (i) => i;
+  const x = measure(rows.map((r) => r.mean), spread(data), !data.higher, 0.05);
   const traces = [
     {
       type: "scatter", mode: "markers", hoverinfo: "skip", cliponaxis: false,
@@ -78,7 +90,7 @@ function dots(node, data) {
     },
   ];
   const bars = rows.map((r, i) => ({
-    type: "line", x0: r.low, x1: r.high, y0: y(i), y1: y(i), layer: "below", line: { color: colourOf(r, c), width: 2.5 },
+    type: "line", x0: x.clipped(r.low), x1: r.high, y0: y(i), y1: y(i), layer: "below", line: { color: colourOf(r, c), width: 2.5 },
   }));
   const marks = rows.filter((r) => r.role !== "method").map((r) => ({
     type: "line", x0: r.mean, x1: r.mean, yref: "paper", y0: 0, y1: 1, layer: "below",
@@ -89,7 +101,7 @@ function dots(node, data) {
     ...baseLayout(c),
     height: heightOf(data),
     margin: { l: Math.min(150, 16 + 7.2 * longest), r: 16, t: 10, b: 42 },
-    xaxis: axis(c, { range: padded(...spread(data), 0.05), title: { text: data.title, font: { size: 12, color: c.soft }, standoff: 8 } }),
+    xaxis: axis(c, { ...x.axis, range: [x.low, x.high], title: { text: data.title, font: { size: 12, color: c.soft }, standoff: 8 } }),
     yaxis: axis(c, { range: [-0.6, rows.length - 0.4], showgrid: false, tickvals: rows.map((_, i) => y(i)), ticktext: rows.map((r) => r.method.replace(/</g, "&lt;")) }),
     shapes: [...marks, ...bars],
   }, { displayModeBar: false, responsive: true });
@@ -107,39 +119,45 @@ function places(wanted, step, low, high) {
   return result;
 }
 
-function latency(node, data) {
+// What a method costs along x, how good it is along y: up and left is better.
+function against(key, name, node, data) {
   const c = colours();
-  const rows = data.rows.filter((r) => r.latency !== null);
+  const rows = data.rows.filter((r) => r[key] !== null);
+  const costs = rows.map((r) => r[key]);
   const width = node.clientWidth, margin = { l: 54, r: 16, t: 14, b: 46 };
   const height = heightOf(data);
-  const widest = Math.max(...rows.map((r) => r.latency));
-  const xs = [0, widest * 1.12], ys = padded(Math.min(...rows.map((r) => r.low)), Math.max(...rows.map((r) => r.high)), 0.06);
+  const widest = Math.max(...costs), least = Math.min(...costs);
+  const log = !data.higher && least > 0 && widest >= 10 * least;
+  const across = (r) => (log ? Math.log10(r[key]) : r[key]);
+  const xs = log ? padded(Math.log10(least), Math.log10(widest), 0.12) : [0, widest * 1.12];
+  const y = measure(rows.map((r) => r.mean), rows.flatMap((r) => [r.low, r.high]), !data.higher, 0.06);
+  const [under, over] = y.axis.range;
   const plotHeight = height - margin.t - margin.b, plotWidth = width - margin.l - margin.r;
-  const pixel = (v) => margin.t + plotHeight * (ys[1] - v) / (ys[1] - ys[0]);
+  const pixel = (v) => margin.t + plotHeight * (over - y.at(v)) / (over - under);
   const annotations = [];
   for (const left of [false, true]) {
-    const side = rows.filter((r) => (r.latency > 0.7 * xs[1]) === left);
+    const side = rows.filter((r) => (across(r) > xs[0] + 0.7 * (xs[1] - xs[0])) === left);
     const at = places(side.map((r) => pixel(r.mean)), 17, margin.t + 8, margin.t + plotHeight - 8);
-    const edge = left ? Math.min(...side.map((r) => r.latency)) : Math.max(...side.map((r) => r.latency));
+    const edge = left ? Math.min(...side.map(across)) : Math.max(...side.map(across));
     side.forEach((r, i) => annotations.push({
-      x: r.latency, y: r.mean, text: r.method.replace(/</g, "&lt;"), font: { size: 12, color: colourOf(r, c) },
+      x: across(r), y: y.at(r.mean), text: r.method.replace(/</g, "&lt;"), font: { size: 12, color: colourOf(r, c) },
       // labels of a side stand in one column, else a label covers a neighbour's point
-      ax: (left ? -26 : 26) + plotWidth * (edge - r.latency) / xs[1], ay: at[i] - pixel(r.mean),
+      ax: (left ? -26 : 26) + plotWidth * (edge - across(r)) / (xs[1] - xs[0]), ay: at[i] - pixel(r.mean),
       xanchor: left ? "right" : "left", showarrow: true, arrowhead: 0, arrowwidth: 0.8, arrowcolor: c.soft, standoff: 6,
     }));
   }
   const traces = [{
-    type: "scatter", mode: "markers", x: rows.map((r) => r.latency), y: rows.map((r) => r.mean),
+    type: "scatter", mode: "markers", x: costs, y: rows.map((r) => r.mean),
     marker: { size: 10, color: rows.map((r) => colourOf(r, c)), symbol: rows.map((r) => (r.flagged ? "circle-open" : "circle")) },
     text: rows.map((r) => r.hover), hoverinfo: "text", customdata: rows.map((r) => r.popover),
   }];
   const bars = rows.map((r) => ({
-    type: "line", x0: r.latency, x1: r.latency, y0: r.low, y1: r.high, layer: "below", line: { color: colourOf(r, c), width: 1.5 }, opacity: 0.6,
+    type: "line", x0: r[key], x1: r[key], y0: y.clipped(r.low), y1: r.high, layer: "below", line: { color: colourOf(r, c), width: 1.5 }, opacity: 0.6,
   }));
   return Plotly.react(node, traces, {
     ...baseLayout(c), height, margin, annotations, shapes: bars,
-    xaxis: axis(c, { range: xs, title: { text: "latency, ms", font: { size: 12, color: c.soft }, standoff: 8 } }),
-    yaxis: axis(c, { range: ys, title: { text: data.title, font: { size: 12, color: c.soft }, standoff: 6 } }),
+    xaxis: axis(c, { type: log ? "log" : "linear", range: xs, title: { text: name, font: { size: 12, color: c.soft }, standoff: 8 } }),
+    yaxis: axis(c, { ...y.axis, title: { text: data.title, font: { size: 12, color: c.soft }, standoff: 6 } }),
   }, { displayModeBar: false, responsive: true });
 }
 
@@ -171,16 +189,17 @@ function ablation(node, data) {
   });
   const rules = [...(data.plain === null ? [] : [["plain", data.plain, c.plain]]), ...unread.map((p) => [data.method, p.mean, c.ink])];
   const ends = [...points.flatMap((p) => [p.low, p.high]), ...rules.map((r) => r[1])];
-  const range = padded(Math.min(...ends), Math.max(...ends), 0.08);
+  const scale = measure([...points.map((p) => p.mean), ...rules.map((r) => r[1])], ends, data.lower, 0.08);
+  const range = [scale.low, scale.high];
   const rule = ([, at, line]) => ({
     type: "line", layer: "below", line: { color: line, width: 1.2, dash: "dash" },
     ...(nominal ? { x0: at, x1: at, yref: "paper", y0: 0, y1: 1 } : { y0: at, y1: at, xref: "paper", x0: 0, x1: 1 }),
   });
   const said = ([text, at, colour]) => ({
     text: text.replace(/</g, "&lt;"), showarrow: false, font: { size: 11, color: colour },
-    ...(nominal ? { x: at, yref: "paper", y: 1, yanchor: "bottom" } : { y: at, xref: "paper", x: 1, xanchor: "left", xshift: 3 }),
+    ...(nominal ? { x: scale.at(at), yref: "paper", y: 1, yanchor: "bottom" } : { y: scale.at(at), xref: "paper", x: 1, xanchor: "left", xshift: 3 }),
   });
-  const measured = { range, title: { text: data.title, font: { size: 12, color: c.soft }, standoff: 6 } };
+  const measured = { ...scale.axis, range, title: { text: data.title, font: { size: 12, color: c.soft }, standoff: 6 } };
   const layout = { ...baseLayout(c), shapes: rules.map(rule), annotations: rules.map(said) };
   if (nominal) {
     const longest = Math.max(...points.map((p) => p.label.length));
@@ -190,15 +209,15 @@ function ablation(node, data) {
       yaxis: axis(c, { range: [points.length - 0.4, -0.6], showgrid: false, tickvals: points.map((p) => p.x), ticktext: points.map((p) => p.label) }),
     }, { displayModeBar: false, responsive: true });
   }
-  const scale = (x) => (log ? Math.log10(x) : x);
-  const [low, high] = padded(scale(points[0].x), scale(points.at(-1).x), 0.06);
+  const across = (x) => (log ? Math.log10(x) : x);
+  const [low, high] = padded(across(points[0].x), across(points.at(-1).x), 0.06);
   const margin = { l: 54, r: 26 + 6.6 * Math.max(0, ...rules.map((r) => r[0].length)), t: 12, b: 46 };
-  const pixel = (x) => (node.clientWidth - margin.l - margin.r) * (scale(x) - low) / (high - low);
+  const pixel = (x) => (node.clientWidth - margin.l - margin.r) * (across(x) - low) / (high - low);
   const marked = ticks(points, pixel, 10 + 7 * Math.max(...points.map((p) => p.label.length)));
   return Plotly.react(node, [trace({ mode: "lines+markers", x: points.map((p) => p.x), y: points.map((p) => p.mean), error_y: { ...bars, color: c.accent }, line: { color: c.accent, width: 1.5 } })], {
     ...layout, height: 260, margin,
     xaxis: axis(c, { type: log ? "log" : "linear", range: [low, high], showgrid: false, tickvals: marked.map((p) => p.x), ticktext: marked.map((p) => p.label), title: { text: data.option.replace(/</g, "&lt;"), font: { size: 12, color: c.soft }, standoff: 8 } }),
-    yaxis: axis(c, measured),
+    yaxis: axis(c, { ...measured, range: scale.axis.range }),
   }, { displayModeBar: false, responsive: true });
 }
 
@@ -229,8 +248,9 @@ function curves(node, data) {
     };
   });
   const ends = [...data.series.flatMap((s) => s.points.flatMap((p) => [p.low, p.high])), ...(data.teacher === null ? [] : [data.teacher])];
+  const y = measure(data.series.flatMap((s) => s.points.map((p) => p.mean)).concat(data.teacher ?? []), ends, data.lower, 0.05);
   const room = 0.04 * (last - first), range = [first - room, last + room];
-  const margin = { l: 54, r: data.teacher === null ? 16 : 66, t: 12 };
+  const margin = { l: 54, r: data.teacher === null ? 16 : 20 + 6.6 * data.teacher_title.length, t: 12 };
   const width = node.clientWidth - margin.l - margin.r;
   const points = data.xs.map((x) => ({ x, label: String(x), base: 0 }));
   const marked = ticks(points, (x) => width * (scale(x) - range[0]) / (range[1] - range[0]), 12 + 7 * Math.max(...points.map((p) => p.label.length)));
@@ -238,17 +258,21 @@ function curves(node, data) {
   const key = 21 * Math.ceil(count / Math.max(1, Math.floor(width / entry)));
   const teacher = data.teacher === null ? {} : {
     shapes: [{ type: "line", layer: "below", xref: "paper", x0: 0, x1: 1, y0: data.teacher, y1: data.teacher, line: { color: c.teacher, width: 1.2, dash: "dash" } }],
-    annotations: [{ text: "teacher", showarrow: false, xref: "paper", x: 1, xanchor: "left", xshift: 3, y: data.teacher, font: { size: 11, color: c.teacher } }],
+    annotations: [{ text: data.teacher_title, showarrow: false, xref: "paper", x: 1, xanchor: "left", xshift: 3, y: y.at(data.teacher), font: { size: 11, color: c.teacher } }],
   };
   return Plotly.react(node, traces, {
     ...baseLayout(c), ...teacher, uirevision: data.axis, height: (count > 8 ? 500 : 380) + key, margin: { ...margin, b: 56 + key }, showlegend: true,
     legend: { orientation: "h", x: 0, xanchor: "left", yref: "container", y: 0, yanchor: "bottom", font: { color: c.ink }, entrywidth: entry - 34, entrywidthmode: "pixels" },
     xaxis: axis(c, { type: data.log ? "log" : "linear", range, showgrid: false, tickvals: marked.map((p) => p.x), ticktext: marked.map((p) => p.label), title: { text: data.axis, font: { size: 12, color: c.soft }, standoff: 8 } }),
-    yaxis: axis(c, { range: padded(Math.min(...ends), Math.max(...ends), 0.05), title: { text: data.title, font: { size: 12, color: c.soft }, standoff: 6 } }),
+    yaxis: axis(c, { ...y.axis, title: { text: data.title, font: { size: 12, color: c.soft }, standoff: 6 } }),
   }, { displayModeBar: false, responsive: true });
 }
 
-const PLOTS = { dots, latency, ablation, curves };
+const PLOTS = {
+  dots, ablation, curves,
+  latency: (node, data) => against("latency", "latency, ms", node, data),
+  calls: (node, data) => against("calls", "network calls of one image", node, data),
+};
 
 function draw() {
   if (typeof Plotly === "undefined") return;
