@@ -24,6 +24,13 @@ class Batch:
     views: Tensor | None = None
     extra: dict[str, Any] = field(default_factory=dict)
 
+    def rows(self, which: Tensor) -> Batch | None:
+        """The samples of a mask (B,) alone; None where parts of the batch are no tensors, and so cannot be divided."""
+        parts = (self.inputs, self.targets, self.ids, self.views)
+        if self.extra or not all(part is None or isinstance(part, Tensor) for part in parts):
+            return None
+        return Batch(*(None if part is None else part[which.to(part.device)] for part in parts))
+
 
 @dataclass(slots=True)
 class Forward:

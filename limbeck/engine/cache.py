@@ -166,6 +166,10 @@ class TeacherCache:
             )
         return samples * self.views + view
 
+    def missing(self, ids: Tensor, views: Tensor | None) -> Tensor:
+        """Which of these samples (B,) are not stored yet."""
+        return torch.from_numpy(self._filled[self._rows_of(ids, views)] == 0)
+
     def get(self, ids: Tensor, views: Tensor | None, taps: Sequence[str]) -> dict[str, Tensor] | None:
         """The taps (B, …) of these samples in float32, or None where any is not stored yet."""
         rows = self._rows_of(ids, views)

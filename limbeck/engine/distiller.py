@@ -332,17 +332,26 @@ class Distiller(BaseModel):
         return store, forward
 
     def _fixed_taps(self, name: str, batch: Batch, taps: list[str]) -> Mapping[str, Tensor]:
-        """Taps of a member without gradient, from its cache where it has one."""
+        """Taps of a member without gradient; of samples that its cache has, from there, and it runs on the others."""
         cache, ids = self.caches.get(name), batch.ids
-        if cache is not None and ids is not None and (hit := cache.get(ids, batch.views, taps)) is not None:
+        if cache is None or ids is None:
+            return self._fixed_forward(name, batch, taps)
+        if set(taps) == set(cache.shapes):
+            missing = cache.missing(ids, batch.views)
+            part = None if missing.all() or not missing.any() else batch.rows(missing)
+            if part is not None and part.ids is not None:
+                cache.put(part.ids, part.views, self._fixed_forward(name, part, taps))
+        if (hit := cache.get(ids, batch.views, taps)) is not None:
             device = next(self.deploy.parameters()).device
             return {tap: value.to(device, non_blocking=True) for tap, value in hit.items()}
+        return cache.put(ids, batch.views, self._fixed_forward(name, batch, taps))
+
+    def _fixed_forward(self, name: str, batch: Batch, taps: list[str]) -> dict[str, Tensor]:
         with torch.no_grad():
             store, _ = self._forward_member(name, batch, taps, with_loss=False)
         if name in self.frozen:
             self.teacher_forwards += batch_size(batch)
-        values = {tap: store[tap].float() if store[tap].is_floating_point() else store[tap] for tap in taps}
-        return values if cache is None or ids is None else cache.put(ids, batch.views, values)
+        return {tap: store[tap].float() if store[tap].is_floating_point() else store[tap] for tap in taps}
 
     @torch.no_grad()
     def member_taps(self, name: str, batch: Batch, taps: list[str]) -> Mapping[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from torch.optim import SGD
 
 from limbeck.engine.adapter import Batch
+from limbeck.engine.cache import TeacherCache
 from limbeck.engine.config import RecipeConfig
 from limbeck.engine.distiller import Distiller
 from limbeck.engine.registry import METHODS
@@ -420,6 +422,37 @@ def test_member_taps_are_plain_copies_in_eval_mode_past_the_cache(tmp_path):
     assert model.teacher_forwards == 0
     model.member_taps("teacher", batch(), ["logits"])
     assert model.teacher_forwards == 12
+
+
+def test_a_cached_teacher_runs_on_the_samples_that_are_not_stored_alone(tmp_path):
+    model = make(tmp_path)
+    whole = batch()
+    taps = model.taps_of("teacher", model.links)
+    shapes = {tap: shape[1:] for tap, shape in model.tap_shapes["teacher"].items()}
+    model.caches["teacher"] = TeacherCache(tmp_path / "c", shapes=shapes, samples=12, views=1, dtype="float32")
+    some = torch.arange(12) % 3 == 0
+    part = whole.rows(some)
+    model._fixed_taps("teacher", part, taps)
+    assert model.teacher_forwards == 4
+    seen = []
+    model.frozen["teacher"].register_forward_hook(lambda _m, inputs, _o: seen.append(inputs[0]))
+    found = model._fixed_taps("teacher", whole, taps)
+    assert model.teacher_forwards == 12
+    assert len(seen) == 1
+    assert torch.equal(seen[0], whole.inputs[~some])
+    again = model._fixed_taps("teacher", whole, taps)
+    assert model.teacher_forwards == 12
+    exact = model.member_taps("teacher", whole, taps)
+    for tap in taps:
+        torch.testing.assert_close(found[tap], exact[tap])
+        assert torch.equal(found[tap], again[tap])
+
+
+@pytest.mark.parametrize("parts", [dict(inputs={"points": []}), dict(targets=[1] * 12), dict(extra={"boxes": 1})])
+def test_a_batch_that_is_not_of_tensors_is_not_divided(parts):
+    whole = batch()
+    assert whole.rows(torch.arange(12) < 5).inputs.shape[0] == 5
+    assert replace(whole, **parts).rows(torch.arange(12) < 5) is None
 
 
 # --- terms that train the link alone ---
