@@ -20,7 +20,7 @@ from tests.docs.pages import ROOT, blocks, pages
 _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 _CODE = re.compile(r"`([^`\n]+)`")
 _PLACE = re.compile(r"^(?:limbeck|benchmarks|tests|docs|requirements)/[\w./-]+$")
-PACKAGES = ["vision", "segmentation", "detection", "pointcloud", "multimodal.vlm"]
+PACKAGES = ["vision", "segmentation", "detection", "pointcloud", "multimodal.vlm", "multimodal.diffusion"]
 METHOD_PAGES = pytest.mark.parametrize("package", PACKAGES)
 PAGES = pytest.mark.parametrize("page", pages(), ids=lambda p: p.relative_to(ROOT).as_posix())
 

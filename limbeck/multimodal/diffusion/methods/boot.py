@@ -41,7 +41,7 @@ class BOOT(StepDistillation):
 
     default_taps = (("x0", "output"),)
     reads_images = False
-    assumption: ClassVar[str] = "there is no official code; defaults are ours"
+    assumption: ClassVar[str] = "There is no official code: the defaults are ours."
 
     def __init__(
         self,

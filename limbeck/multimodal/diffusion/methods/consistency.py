@@ -41,7 +41,7 @@ class ConsistencyDistillation(StepDistillation):
     """
 
     many_teachers = True
-    assumption: ClassVar[str] = "the student is the denoiser's x0 in a variance-preserving form"
+    assumption: ClassVar[str] = "The student is the denoiser's x0, in a variance-preserving form."
 
     def __init__(
         self,

@@ -44,7 +44,7 @@ class DMD(StepDistillation):
     reads_images = False
     own_terms = frozenset({"fake"})
     unused_parameters = True
-    assumption: ClassVar[str] = "without the regression and GAN terms; ψ has the loss of v"
+    assumption: ClassVar[str] = "Without the regression and GAN terms; the second denoiser has the loss of v."
 
     def __init__(
         self,

@@ -34,7 +34,7 @@ class Regression(StepDistillation):
     """
 
     reads_images = False
-    assumption: ClassVar[str] = "a fixed number of pairs, fewer than the paper's"
+    assumption: ClassVar[str] = "A fixed number of pairs, fewer than the paper's."
 
     def __init__(
         self, *, pairs: int = 1024, teacher_steps: int = 16, seed: int = 0, weight: float = 1.0, **kwargs: Any
