@@ -29,7 +29,8 @@ class Batch:
         parts = (self.inputs, self.targets, self.ids, self.views)
         if self.extra or not all(part is None or isinstance(part, Tensor) for part in parts):
             return None
-        return Batch(*(None if part is None else part[which.to(part.device)] for part in parts))
+        inputs, targets, ids, views = (None if part is None else part[which.to(part.device)] for part in parts)
+        return Batch(inputs, targets, ids, views)
 
 
 @dataclass(slots=True)

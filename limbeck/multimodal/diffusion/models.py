@@ -52,7 +52,8 @@ def denoiser_model(
     )
     found = NoiseSchedule.cosine() if schedule is None else schedule_of(schedule)
     made = Sampler(**sampler or {})
-    made.scheduler(found)  # steps that do not divide the schedule's are said now
+    if sampler is not None:
+        made.scheduler(found)  # steps that do not divide the schedule's are said now
     common: dict[str, Any] = dict(clip=clip, sampler=made, **size)
     if boot_t_min is not None:
         return BOOTGenerator(built, found, prediction, num_classes, t_min=boot_t_min, **common)
