@@ -12,7 +12,6 @@ from torch import nn
 
 from limbeck.engine.registry import MODELS, require
 from limbeck.errors import ConfigError, CorruptFile, DataMissing, UnknownName
-from limbeck.multimodal.diffusion.denoiser import Denoiser
 from limbeck.multimodal.diffusion.generator import BOOTGenerator, ImageGenerator
 from limbeck.multimodal.diffusion.samplers import Sampler
 from limbeck.multimodal.diffusion.schedule import NoiseSchedule, PredictionKind, schedule_of
@@ -125,7 +124,8 @@ def diffusers_denoiser(
     prediction: PredictionKind | None = None,
     null_class: bool = True,
     clip: bool | None = None,
-) -> Denoiser:
+    sampler: Mapping[str, Any] | None = None,
+) -> ImageGenerator:
     """A `UNet2DModel` that was saved by diffusers, class-conditional or not, with the scheduler it was trained under.
 
     Args:
@@ -138,6 +138,7 @@ def diffusers_denoiser(
         prediction: what the network predicts; the scheduler's prediction_type where not given.
         null_class: the network's last class embedding is the null class; False where it was trained without one.
         clip: whether samplers clamp to [−1, 1]; the scheduler's clip_sample where not given.
+        sampler: how images are made; see `Sampler`, whose defaults are taken.
     Raises: ExtraMissing; ConfigError; DataMissing for what cannot be fetched; CorruptFile for weights that do not fit.
     """
     if config is not None and pretrained:
@@ -158,16 +159,19 @@ def diffusers_denoiser(
             f"{model or 'this UNet2DModel'} has {facts.in_channels} input and {facts.out_channels} output channels and "
             f"sample_size {facts.sample_size}; a denoiser has as many of both, and a sample_size"
         )
-    embeddings = facts.num_class_embeds
-    return Denoiser(
+    embeddings, schedule, made = facts.num_class_embeds, NoiseSchedule.of_scheduler(scheduler), Sampler(**sampler or {})
+    if sampler is not None:
+        made.scheduler(schedule)  # steps that do not divide the schedule's are said now
+    return ImageGenerator(
         network,
-        NoiseSchedule.of_scheduler(scheduler),
+        schedule,
         prediction or scheduler.get("prediction_type", "epsilon"),
         None if embeddings is None else embeddings - int(null_class),
         facts.sample_size,
         facts.in_channels,
         bool(scheduler.get("clip_sample", True)) if clip is None else clip,
         null_class,
+        sampler=made,
     )
 
 

@@ -234,3 +234,13 @@ def test_files_that_are_missing_or_do_not_fit_are_told(folder, tmp_path) -> None
 def test_mistakes_about_saved_models_are_told(folder, changes, said) -> None:
     with pytest.raises((ConfigError, UnknownName), match=said):
         MODELS.make(saved(folder, **changes))
+
+
+def test_a_loaded_u_net_can_teach_with_a_sampler_of_its_own():
+    config = dict(sample_size=8, in_channels=1, out_channels=1, block_out_channels=(8, 16), norm_num_groups=8)
+    config |= dict(down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2, layers_per_block=1)
+    given = dict(type="DiffusersDenoiser", config=config, pretrained=False, scheduler=dict(num_train_timesteps=100))
+    made = MODELS.make(dict(given, sampler=dict(steps=4)))
+    assert made.generate(count=2).calls == 4
+    with pytest.raises(ConfigError, match="7 sampling steps do not divide the schedule's 100"):
+        MODELS.make(dict(given, sampler=dict(steps=7)))
