@@ -17,7 +17,7 @@ import typer
 from torch import Tensor
 
 from limbeck.engine.weights import save_weights, write_json
-from limbeck.multimodal.diffusion.features import (
+from limbeck.multimodal.diffusion.evaluation.features import (
     FOLDER,
     ROLES,
     FeatureNet,
@@ -27,7 +27,7 @@ from limbeck.multimodal.diffusion.features import (
     net_spec,
     weight_file,
 )
-from limbeck.multimodal.diffusion.reference import read_split
+from limbeck.multimodal.diffusion.evaluation.reference import read_split
 
 SEEDS: dict[Role, int] = {"features": 0, "judge": 1}
 EPOCHS = {"fashion-mnist": 6, "digits": 60}

@@ -22,7 +22,7 @@ def pairs(json: JsonOption = False) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from limbeck.multimodal.diffusion.pairs import PAIRS
+    from limbeck.multimodal.diffusion.pipelines.pairs import PAIRS
 
     if json:
         typer.echo(dumps([pair.model_dump(mode="json") for pair in PAIRS.values()], indent=1, ensure_ascii=False))
@@ -74,9 +74,9 @@ def hand_over(
     from limbeck.cli._progress import run_progress
     from limbeck.engine.cost import set_threads
     from limbeck.engine.output import check_output, pick_device
-    from limbeck.multimodal.diffusion.pair_loading import load_pair
-    from limbeck.multimodal.diffusion.pairs import find_pair
-    from limbeck.multimodal.diffusion.pipeline_pictures import write_pictures
+    from limbeck.multimodal.diffusion.pipelines.loading import load_pair
+    from limbeck.multimodal.diffusion.pipelines.pairs import find_pair
+    from limbeck.multimodal.diffusion.pipelines.pictures import write_pictures
 
     known = find_pair(pair)
     check_output(out)

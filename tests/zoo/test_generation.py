@@ -18,7 +18,7 @@ from limbeck.engine.config import RunConfig, parse
 from limbeck.engine.record import RunRecord
 from limbeck.engine.registry import MODELS
 from limbeck.errors import ConfigError, UnknownName
-from limbeck.multimodal.diffusion.features import to_pixels
+from limbeck.multimodal.diffusion.evaluation.features import to_pixels
 from limbeck.zoo import Predictor, add_student, export_student, load_student
 from limbeck.zoo.card import Card
 from limbeck.zoo.generation import draw_grid, parse_classes, write_grid

@@ -17,9 +17,9 @@ from limbeck.engine.registry import MODELS
 from limbeck.engine.weights import load_into
 from limbeck.errors import ConfigError, CorruptFile
 from limbeck.multimodal.diffusion.adapter import generator
-from limbeck.multimodal.diffusion.features import net_spec
+from limbeck.multimodal.diffusion.evaluation.features import net_spec
+from limbeck.multimodal.diffusion.evaluation.reference import RealSplit, read_split
 from limbeck.multimodal.diffusion.generator import ImageGenerator
-from limbeck.multimodal.diffusion.reference import RealSplit, read_split
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,17 +13,17 @@ from torch import Tensor
 from limbeck.engine.data import SPLITS
 from limbeck.engine.registry import METRICS
 from limbeck.errors import ConfigError
-from limbeck.multimodal.diffusion.features import extract, load_features, net_spec, to_pixels
-from limbeck.multimodal.diffusion.figures import Measured, Sample, drawn, halves, intervals, measure
-from limbeck.multimodal.diffusion.neighbours import memorisation_ratio
-from limbeck.multimodal.diffusion.reference import (
+from limbeck.multimodal.diffusion.evaluation.features import extract, load_features, net_spec, to_pixels
+from limbeck.multimodal.diffusion.evaluation.figures import Measured, Sample, drawn, halves, intervals, measure
+from limbeck.multimodal.diffusion.evaluation.neighbours import memorisation_ratio
+from limbeck.multimodal.diffusion.evaluation.reference import (
     RealSplit,
     distances_to_training,
     read_split,
     reference_sample,
     to_training,
 )
-from limbeck.multimodal.diffusion.statistics import frechet_distance, label_agreement
+from limbeck.multimodal.diffusion.evaluation.statistics import frechet_distance, label_agreement
 
 
 @METRICS.register_module()

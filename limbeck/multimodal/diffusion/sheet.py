@@ -8,7 +8,7 @@ from PIL import Image
 from torch import Tensor
 
 from limbeck.errors import ConfigError
-from limbeck.multimodal.diffusion.features import to_pixels
+from limbeck.multimodal.diffusion.evaluation.features import to_pixels
 
 CELL = 56  # pixels: images are drawn as large as whole factors of their size go into it
 

@@ -13,11 +13,11 @@ import torch
 from limbeck.engine.data_files import shared_data
 from limbeck.engine.registry import METRICS
 from limbeck.errors import ConfigError, DataMissing, UnknownName
-from limbeck.multimodal.diffusion import reference
-from limbeck.multimodal.diffusion.features import FOLDER, NETS, extract, from_pixels, load_features
-from limbeck.multimodal.diffusion.figures import Sample, measure
+from limbeck.multimodal.diffusion.evaluation import reference
+from limbeck.multimodal.diffusion.evaluation.features import FOLDER, NETS, extract, from_pixels, load_features
+from limbeck.multimodal.diffusion.evaluation.figures import Sample, measure
+from limbeck.multimodal.diffusion.evaluation.reference import read_split, reference_sample
 from limbeck.multimodal.diffusion.metrics import GenerationMetric
-from limbeck.multimodal.diffusion.reference import read_split, reference_sample
 
 JUDGE = json.loads((FOLDER / "feature_nets.json").read_text())["digits"]["judge"]
 

@@ -20,7 +20,7 @@ from limbeck.engine.run import execute  # noqa: E402
 from limbeck.engine.runner import build_optim_wrapper  # noqa: E402
 from limbeck.engine.weights import read_weights  # noqa: E402
 from limbeck.errors import ConfigError  # noqa: E402
-from limbeck.multimodal.diffusion import reference  # noqa: E402
+from limbeck.multimodal.diffusion.evaluation import reference  # noqa: E402
 from limbeck.multimodal.diffusion.loops import Halving  # noqa: E402
 from limbeck.vision.data.digits import Digits  # noqa: E402
 from tests.multimodal.diffusion.toys import Stop, options, toy_config, toy_pair, toy_run  # noqa: E402

@@ -7,7 +7,7 @@ from functools import partial
 
 import numpy as np
 
-from limbeck.multimodal.diffusion import neighbours, statistics
+from limbeck.multimodal.diffusion.evaluation import neighbours, statistics
 
 NEIGHBOUR_IMAGES = 5000  # on either side, at most: pairs grow with the square
 BALLS_K, DENSITY_K = 3, 5  # of precision and recall, of density and coverage

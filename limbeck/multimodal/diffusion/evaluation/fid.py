@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.errors import ConfigError
-from limbeck.multimodal.diffusion.features import to_pixels
+from limbeck.multimodal.diffusion.evaluation.features import to_pixels
 
 INCEPTION_DIM = 2048
 

@@ -12,7 +12,7 @@ import numpy as np
 from scipy.spatial.distance import cdist
 
 from limbeck.errors import ConfigError
-from limbeck.multimodal.diffusion.statistics import BLOCK, check_sets
+from limbeck.multimodal.diffusion.evaluation.statistics import BLOCK, check_sets
 
 
 def radii(features: np.ndarray, k: int) -> np.ndarray:

@@ -14,8 +14,8 @@ import torch
 
 from limbeck.engine.registry import require
 from limbeck.errors import ConfigError, CorruptFile, DataMissing, UnknownName
-from limbeck.multimodal.diffusion.pairs import Pair, find_pair
-from limbeck.multimodal.diffusion.pipelines import PipelineImages, hand_over_pipeline
+from limbeck.multimodal.diffusion.pipelines.hand_over import PipelineImages, hand_over_pipeline
+from limbeck.multimodal.diffusion.pipelines.pairs import Pair, find_pair
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,12 +16,12 @@ diffusers = pytest.importorskip("diffusers", reason="needs the 'multimodal' extr
 pytest.importorskip("transformers", reason="needs the 'multimodal' extra")
 
 from limbeck.errors import ConfigError, UserError  # noqa: E402
-from limbeck.multimodal.diffusion._window import Plan  # noqa: E402
-from limbeck.multimodal.diffusion.pairs import PAIRS  # noqa: E402
-from limbeck.multimodal.diffusion.pipeline_pictures import image_grid, prediction_strip  # noqa: E402
-from limbeck.multimodal.diffusion.pipelines import PipelineImages, hand_over_pipeline  # noqa: E402
+from limbeck.multimodal.diffusion.pipelines._window import Plan  # noqa: E402
+from limbeck.multimodal.diffusion.pipelines.hand_over import PipelineImages, hand_over_pipeline  # noqa: E402
+from limbeck.multimodal.diffusion.pipelines.pairs import PAIRS  # noqa: E402
+from limbeck.multimodal.diffusion.pipelines.pictures import image_grid, prediction_strip  # noqa: E402
 from limbeck.multimodal.diffusion.trajectory import commitment  # noqa: E402
-from tests.multimodal.diffusion.pipeline_toys import NOISE, SIDE, both, pipeline, scheduled, unet  # noqa: E402
+from tests.multimodal.diffusion.pipelines.toys import NOISE, SIDE, both, pipeline, scheduled, unet  # noqa: E402
 from tests.multimodal.diffusion.toys import normal  # noqa: E402
 
 PROMPTS, SEEDS = ["a cat", "two dogs"], [0, 7]

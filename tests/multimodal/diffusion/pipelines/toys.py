@@ -12,8 +12,8 @@ import diffusers
 import torch
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from limbeck.multimodal.diffusion.pair_loading import scheduler_of
-from limbeck.multimodal.diffusion.pairs import Pair
+from limbeck.multimodal.diffusion.pipelines.loading import scheduler_of
+from limbeck.multimodal.diffusion.pipelines.pairs import Pair
 
 SIDE = 16  # pixels; latents are 8 × 8
 # That of SDXL's scheduler: its betas, 'leading' times from 1 on.

@@ -11,8 +11,8 @@ import torch
 from limbeck.engine.data_files import shared_data
 from limbeck.engine.digits import read_digits
 from limbeck.errors import ConfigError, CorruptFile, UnknownName
-from limbeck.multimodal.diffusion import features
-from limbeck.multimodal.diffusion.features import (
+from limbeck.multimodal.diffusion.evaluation import features
+from limbeck.multimodal.diffusion.evaluation.features import (
     FOLDER,
     NETS,
     ROLES,
@@ -93,7 +93,7 @@ def test_features_of_the_training_digits_have_mean_0_and_deviation_1():
 
 @needs_fashion
 def test_accuracy_on_fashion_mnist_is_near_the_written_one():
-    from limbeck.multimodal.diffusion.reference import read_split
+    from limbeck.multimodal.diffusion.evaluation.reference import read_split
 
     split = read_split(dict(type="FashionMNIST", split="test", limit=2000))
     for role in ROLES:

@@ -11,7 +11,7 @@ from limbeck.engine.weights import write_json
 from limbeck.errors import ConfigError
 
 if TYPE_CHECKING:
-    from limbeck.multimodal.diffusion.pipelines import PipelineImages
+    from limbeck.multimodal.diffusion.pipelines.hand_over import PipelineImages
 
 PAPER, INK = "white", "black"
 GAP = 4

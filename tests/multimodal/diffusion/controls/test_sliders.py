@@ -16,7 +16,7 @@ pytest.importorskip("diffusers", reason="needs the 'multimodal' extra")
 
 from limbeck.engine.weights import hash_state
 from limbeck.errors import ConfigError, DeadLoss, NonFiniteLoss, ShapeMismatch, UnknownName
-from limbeck.multimodal.diffusion.control import (
+from limbeck.multimodal.diffusion.controls.sliders import (
     SCALES,
     ControlCurve,
     LowRankAdapter,

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.errors import ConfigError
-from limbeck.multimodal.diffusion.features import to_pixels
-from limbeck.multimodal.diffusion.fid import inception_fid
-from limbeck.multimodal.diffusion.statistics import frechet_distance
+from limbeck.multimodal.diffusion.evaluation.features import to_pixels
+from limbeck.multimodal.diffusion.evaluation.fid import inception_fid
+from limbeck.multimodal.diffusion.evaluation.statistics import frechet_distance
 
 
 class Stub(nn.Module):

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from limbeck.multimodal.diffusion import figures
-from limbeck.multimodal.diffusion.figures import Sample, drawn, halves, intervals, measure
-from limbeck.multimodal.diffusion.neighbours import class_diversity, density_coverage, precision_recall
-from limbeck.multimodal.diffusion.statistics import frechet_distance, kernel_distance
+from limbeck.multimodal.diffusion.evaluation import figures
+from limbeck.multimodal.diffusion.evaluation.figures import Sample, drawn, halves, intervals, measure
+from limbeck.multimodal.diffusion.evaluation.neighbours import class_diversity, density_coverage, precision_recall
+from limbeck.multimodal.diffusion.evaluation.statistics import frechet_distance, kernel_distance
 
 
 def sample(n: int, seed: int, *, shift: float = 0.0, wrong: float = 0.1) -> Sample:

@@ -22,10 +22,10 @@ from safetensors.torch import save_file
 
 from limbeck.cli import main
 from limbeck.errors import ConfigError, CorruptFile, DataMissing, UnknownName
-from limbeck.multimodal.diffusion import pair_loading
-from limbeck.multimodal.diffusion.pair_loading import load_pair
-from limbeck.multimodal.diffusion.pairs import PAIRS, Pair, find_pair
-from tests.multimodal.diffusion.pipeline_toys import SIDE, pipeline, unet
+from limbeck.multimodal.diffusion.pipelines import loading as pair_loading
+from limbeck.multimodal.diffusion.pipelines.loading import load_pair
+from limbeck.multimodal.diffusion.pipelines.pairs import PAIRS, Pair, find_pair
+from tests.multimodal.diffusion.pipelines.toys import SIDE, pipeline, unet
 
 
 @pytest.fixture(autouse=True)
@@ -78,9 +78,8 @@ def test_the_pairs_facts_are_whole() -> None:
 
 
 def test_the_list_of_pairs_loads_nothing_heavy() -> None:
-    code = (
-        "import limbeck.multimodal.diffusion.pairs, sys; print([n for n in ('torch', 'diffusers') if n in sys.modules])"
-    )
+    heavy = "[n for n in ('torch', 'diffusers') if n in sys.modules]"
+    code = f"import limbeck.multimodal.diffusion.pipelines.pairs, sys; print({heavy})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from limbeck.errors import ConfigError
-from limbeck.multimodal.diffusion import neighbours
-from limbeck.multimodal.diffusion.neighbours import (
+from limbeck.multimodal.diffusion.evaluation import neighbours
+from limbeck.multimodal.diffusion.evaluation.neighbours import (
     class_diversity,
     density_coverage,
     distances_within_class,

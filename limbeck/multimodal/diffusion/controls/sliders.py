@@ -24,9 +24,9 @@ from torch import Tensor, nn
 
 from limbeck.engine.cost import evaluating
 from limbeck.errors import ConfigError, DeadLoss, NonFiniteLoss
-from limbeck.multimodal.diffusion.attributes import Attribute, Pairs, halves, measure
+from limbeck.multimodal.diffusion.controls.attributes import Attribute, Pairs, halves, measure
+from limbeck.multimodal.diffusion.controls.low_rank import LAYERS, LowRankAdapter, Switch
 from limbeck.multimodal.diffusion.denoiser import Denoiser
-from limbeck.multimodal.diffusion.low_rank import LAYERS, LowRankAdapter, Switch
 from limbeck.multimodal.diffusion.samplers import Sampler, generators
 from limbeck.multimodal.diffusion.schedule import PredictionKind, check_prediction
 

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from limbeck.errors import ConfigError, UserError
-from limbeck.multimodal.diffusion._pipeline_checks import check_guidance, check_pair, check_request, image_sides
-from limbeck.multimodal.diffusion._window import Done, Plan, SchedulerWindow
+from limbeck.multimodal.diffusion.pipelines._checks import check_guidance, check_pair, check_request, image_sides
+from limbeck.multimodal.diffusion.pipelines._window import Done, Plan, SchedulerWindow
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from limbeck.engine.weights import hash_state
 from limbeck.errors import ConfigError, CorruptFile
+from limbeck.multimodal.diffusion.controls.low_rank import LAYERS, LowRankAdapter
 from limbeck.multimodal.diffusion.denoiser import Denoiser
-from limbeck.multimodal.diffusion.low_rank import LAYERS, LowRankAdapter
 from tests.multimodal.diffusion.toys import normal, toy
 
 Z = normal(3, 1, 4, 4, dtype=torch.float32)

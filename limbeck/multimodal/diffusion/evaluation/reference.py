@@ -18,9 +18,9 @@ from limbeck.engine.paths import cache_dir
 from limbeck.engine.registry import DATASETS
 from limbeck.engine.weights import atomic_path, sha256_json
 from limbeck.errors import ConfigError, OutputError
-from limbeck.multimodal.diffusion.features import extract, load_features, net_spec
-from limbeck.multimodal.diffusion.figures import Sample, drawn
-from limbeck.multimodal.diffusion.neighbours import nearest_distances
+from limbeck.multimodal.diffusion.evaluation.features import extract, load_features, net_spec
+from limbeck.multimodal.diffusion.evaluation.figures import Sample, drawn
+from limbeck.multimodal.diffusion.evaluation.neighbours import nearest_distances
 
 _VERSION = 1  # of what the cache keeps
 MEMORISATION_IMAGES = 1000  # whose nearest training images are looked for: all of them would take minutes

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from limbeck.errors import ConfigError, ShapeMismatch, UnknownName
-from limbeck.multimodal.diffusion.attributes import Pairs, halves, height, ink_mass, measure, width
+from limbeck.multimodal.diffusion.controls.attributes import Pairs, halves, height, ink_mass, measure, width
 
 
 def bar(rows: int, columns: int, channels: int = 1, ink: float = 1.0) -> torch.Tensor:

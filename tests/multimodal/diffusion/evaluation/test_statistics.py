@@ -13,8 +13,8 @@ from torchmetrics.image.fid import _compute_fid
 from torchmetrics.image.kid import poly_mmd
 
 from limbeck.errors import ConfigError
-from limbeck.multimodal.diffusion import statistics
-from limbeck.multimodal.diffusion.statistics import (
+from limbeck.multimodal.diffusion.evaluation import statistics
+from limbeck.multimodal.diffusion.evaluation.statistics import (
     bootstrap,
     frechet_bias,
     frechet_distance,

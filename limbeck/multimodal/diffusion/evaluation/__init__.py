@@ -1,0 +1,1 @@
+"""Figures of generated images: features, distances, neighbours, and what real images have."""

@@ -1,0 +1,1 @@
+"""Published text-to-image pairs, handed over through diffusers' own pipelines."""
