@@ -238,7 +238,7 @@ class Distiller(BaseModel):
         }
         own = self._own_batches(active, found, batch)
         terms: dict[str, Tensor] = {}
-        weight = self.task_weight * self.task_schedule(self.progress)
+        task_weight = self.task_weight * self.task_schedule(self.progress)
         for name in self.members:
             taps = self.taps_of(name, reading)
             if not taps and self.task_weight == 0.0 and len(reading) < len(links):
@@ -246,7 +246,7 @@ class Distiller(BaseModel):
             found[name], forward = self._forward_member(name, own[name], taps, with_loss=True)
             for key, value in forward.losses.items():
                 total = sum(value) if isinstance(value, (list, tuple)) else value
-                scale = weight if "loss" in key else 1.0
+                scale = task_weight if "loss" in key else 1.0
                 terms[f"{name}.{key}"] = cast(Tensor, total if scale == 1.0 else total * scale)
         for index, method, weight in active:
             for key, raw in method(self._link_inputs(index, method, found, batch)).items():

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from limbeck.engine.record import config_hash
+from limbeck.engine.record import config_hash, read_record, record_path
 
 if TYPE_CHECKING:
     from limbeck.engine.config import RunConfig
@@ -51,6 +51,21 @@ def options_of_round(options: RunOptions, place: Path, number: int, rounds: int)
         drop_other=True,
         progress=progress,
     )
+
+
+def finished(run: RunConfig, place: Path) -> RunRecord | None:
+    """The record of one of a loop's runs that is done, with this very config; None where it has to be made.
+
+    Args:
+        place: folder of the round, as `options_of_round` divides it.
+    """
+    from limbeck.engine.run import STUDENT_FILE
+
+    path = record_path(place / "records", run.id)
+    if not path.is_file() or not (place / "runs" / run.id / STUDENT_FILE).is_file():
+        return None
+    found = read_record(path)
+    return found if found.config_hash == config_hash(run.model_dump(mode="json")) else None
 
 
 def record_of_rounds(config: RunConfig, records: list[RunRecord], **changes: Any) -> RunRecord:

@@ -14,7 +14,7 @@ from limbeck.engine.registry import ADAPTERS
 from limbeck.errors import ConfigError
 from limbeck.multimodal.diffusion.denoiser import Denoiser
 from limbeck.multimodal.diffusion.generator import ImageGenerator, Noisy
-from limbeck.multimodal.diffusion.samplers import generators
+from limbeck.multimodal.diffusion.samplers import generators, noise
 
 
 class _Images(PixelPreprocessor):
@@ -99,15 +99,10 @@ class DiffusionAdapter(PixelAdapter):
                 "a denoising loss needs images, and this training data has none; a method without images has "
                 "task_weight=0"
             )
-        device = images.device
-        t = torch.randint(model.schedule.steps, (len(images),)).to(device)
-        noise = torch.randn(images.shape).to(images)
-        if model.num_classes is None:
-            labels = None
-        elif labels is not None and model.has_null and self.drop_labels:
-            dropped = (torch.rand(len(images)) < self.drop_labels).to(device)
-            labels = torch.where(dropped, model.null_label, labels)
-        return Noisy(model.schedule.add_noise(images, noise, t), t, labels, images)
+        t = torch.randint(model.schedule.steps, (len(images),)).to(images.device)
+        drawn = torch.randn(images.shape).to(images)
+        kept = model.without_some(labels, self.drop_labels)
+        return Noisy(model.schedule.add_noise(images, drawn, t), t, kept, images)
 
     def predict(self, model: nn.Module, inputs: Any, batch: Batch) -> list[dict[str, Tensor]]:
         """One dict for the batch, on the CPU: image (B, C, H, W), label, ids, calls and split (B,).
@@ -120,9 +115,9 @@ class DiffusionAdapter(PixelAdapter):
             raise ConfigError("a diffusion model is tested on SampleRequests: set data.val and data.test to that type")
         net, device = generator(model), next(model.parameters()).device
         seed, ids = int(batch.extra["seeds"][0]), batch.ids.tolist()
-        start = torch.stack([torch.randn(net.image_shape, generator=_of(seed, k, "noise")) for k in ids]).to(device)
+        start = torch.cat([noise(1, net.image_shape, seed, first=k) for k in ids]).to(device)
         labels = None if net.num_classes is None else batch.targets
-        made = net.from_noise(start, labels, [_of(seed, k, "steps") for k in ids])
+        made = net.from_noise(start, labels, [generators(1, seed, first=k)[0] for k in ids])
         found = dict(
             image=made.images.float(),
             label=batch.targets,
@@ -147,10 +142,6 @@ class DiffusionAdapter(PixelAdapter):
         classes = denoiser(deploy).num_classes
         if classes is not None and classes != len(dataset.classes):
             raise class_mismatch(deploy, dataset, classes)
-
-
-def _of(seed: int, index: int, stream: str) -> torch.Generator:
-    return generators(1, seed, first=index, stream=stream)[0]
 
 
 def denoiser(model: nn.Module) -> Denoiser:

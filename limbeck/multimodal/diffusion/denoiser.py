@@ -154,6 +154,19 @@ class Denoiser(nn.Module):
         alpha, sigma = self.schedule.alpha(t, z.dtype), self.schedule.sigma(t, z.dtype)
         return Prediction(output.to(z.dtype), z, alpha, sigma, self.prediction)
 
+    def without_some(
+        self, labels: Tensor | None, share: float, generator: torch.Generator | None = None
+    ) -> Tensor | None:
+        """Labels (B,), a share of them replaced by the null class where there is one; None of an unconditional network.
+
+        Args:
+            generator: of the CPU; torch's global one where not given.
+        """
+        if self.num_classes is None or labels is None or not self.has_null or not share:
+            return None if self.num_classes is None else labels
+        dropped = torch.rand(len(labels), generator=generator) < share
+        return torch.where(dropped.to(labels.device), self.null_label, labels)
+
     @property
     def _name(self) -> str:
         return f"the denoiser of a {type(self.network).__name__}"

@@ -96,8 +96,7 @@ class ImageGenerator(Denoiser):
             rows = slice(first, first + batch_size)
             part = None if labels is None else labels[rows].to(device)
             parts.append(self.from_noise(start[rows], part, draws[rows], record=record))
-        x0s = torch.cat([p.x0s for p in parts if p.x0s is not None], dim=1) if record else None
-        return Samples(torch.cat([p.images for p in parts]), parts[0].calls, parts[0].times, x0s)
+        return Samples.joined(parts)
 
     def from_noise(
         self,
@@ -130,7 +129,10 @@ class BOOTGenerator(ImageGenerator):
 
     def signal(self, start: Tensor, t: Any, labels: Tensor | None = None) -> Tensor:
         """y(ε, t), (B, C, H, W): the signal part of the teacher's path at time t (B,)."""
-        output = self(start, t, labels)
+        return self.of_output(self(start, t, labels))
+
+    def of_output(self, output: Tensor) -> Tensor:
+        """y (B, C, H, W) of the network's output."""
         return output if self.prediction == "sample" else -output
 
     @torch.no_grad()

@@ -11,10 +11,10 @@ from typing import Any
 from limbeck.engine.config import RunConfig
 from limbeck.engine.distiller import Distiller
 from limbeck.engine.evaluate import eval_loader, evaluate
-from limbeck.engine.loop import Loop, options_of_round, record_of_rounds
+from limbeck.engine.loop import Loop, finished, options_of_round, record_of_rounds
 from limbeck.engine.output import pick_device
 from limbeck.engine.predictions import PredictionCache
-from limbeck.engine.record import RunRecord, config_hash, read_record, record_path, write_record
+from limbeck.engine.record import RunRecord, write_record
 from limbeck.engine.registry import LOOPS
 from limbeck.engine.run import STUDENT_FILE, RunOptions, execute
 from limbeck.engine.weights import atomic_path, load_into
@@ -95,15 +95,12 @@ class Halving(Loop):
         """The student of one halving, trained now where it is missing."""
         whole, left = divmod(config.recipe.epochs, rounds)
         run = self.inner(config, number, steps, before, whole + (number >= rounds - left))
-        inner = options_of_round(options, folder / "rounds" / str(number), number, rounds)
+        place = folder / "rounds" / str(number)
+        if (found := finished(run, place)) is not None:
+            return found
+        inner = options_of_round(options, place, number, rounds)
         if number:
             inner = replace(inner, teachers=folder / "rounds" / str(number - 1) / "runs")
-        assert inner.records is not None
-        path = record_path(inner.records, run.id)
-        if path.is_file() and (inner.out / run.id / STUDENT_FILE).is_file():
-            found = read_record(path)
-            if found.config_hash == config_hash(run.model_dump(mode="json")):
-                return found
         record = execute(run, inner)
         assert record is not None  # one process alone runs a loop
         return record

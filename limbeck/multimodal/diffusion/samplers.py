@@ -36,6 +36,13 @@ class Samples:
     times: Tensor
     x0s: Tensor | None = None
 
+    @classmethod
+    def joined(cls, parts: Sequence[Samples]) -> Samples:
+        """Those of several batches, in order, as one."""
+        x0s = [part.x0s for part in parts if part.x0s is not None]
+        images = torch.cat([part.images for part in parts])
+        return cls(images, parts[0].calls, parts[0].times, torch.cat(x0s, dim=1) if x0s else None)
+
 
 @dataclass(frozen=True)
 class Sampler:
@@ -109,8 +116,7 @@ class Sampler:
             )
             for start in range(0, len(noise), size)
         ]
-        x0s = torch.cat([p.x0s for p in parts if p.x0s is not None], dim=1) if record else None
-        return Samples(torch.cat([p.images for p in parts]), parts[0].calls, parts[0].times, x0s)
+        return Samples.joined(parts)
 
     @torch.no_grad()
     def run(

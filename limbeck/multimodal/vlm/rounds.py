@@ -19,9 +19,9 @@ from torch import nn
 
 from limbeck.engine.config import TEACHER, RunConfig
 from limbeck.engine.evaluate import build_dataset, eval_loader, without_pretrained
-from limbeck.engine.loop import options_of_round
+from limbeck.engine.loop import finished, options_of_round
 from limbeck.engine.prepare import unaugmented
-from limbeck.engine.record import RunRecord, config_hash, read_record, record_path
+from limbeck.engine.record import RunRecord
 from limbeck.engine.registry import ADAPTERS, MODELS
 from limbeck.engine.run import STUDENT_FILE, RunOptions, execute
 from limbeck.engine.selection import Pool, Progress, Strategy
@@ -156,19 +156,11 @@ class Rounds:
         source = self.taught_on(number)
         if self.labels(number) is None or (source is not None and self.fitted(source) is None):
             return None
-        return self._current(number, self.config_of(number))
+        return finished(self.config_of(number), self.place(number))
 
     def fitted(self, number: int) -> RunRecord | None:
         """The record of the teacher that was fitted to a round's labels; None where it has to be."""
-        return self._current(number, self.fit_config(number))
-
-    def _current(self, number: int, config: RunConfig) -> RunRecord | None:
-        path = record_path(self.place(number) / "records", config.id)
-        if not path.is_file():
-            return None
-        found, current = read_record(path), config_hash(config.model_dump(mode="json"))
-        weights = self.place(number) / "runs" / config.id / STUDENT_FILE
-        return found if found.config_hash == current and weights.is_file() else None
+        return finished(self.fit_config(number), self.place(number))
 
     def weights(self, number: int) -> Path:
         """The file of a round's student."""

@@ -35,6 +35,7 @@ class StepDistillation(Method):
     wants_inputs = True
     runs_members = True
     reads_images: ClassVar[bool] = True
+    clip_targets = False  # a method that offers it sets its own
 
     def __init__(
         self,
@@ -106,14 +107,7 @@ class StepDistillation(Method):
 
     def labels(self, batch: LinkInputs, generator: torch.Generator) -> Tensor | None:
         """The batch's labels (B,), some dropped; None for unconditional networks."""
-        net = self.learner
-        if net.num_classes is None:
-            return None
-        labels = cast(Tensor, batch.targets)
-        if not self.drop_labels or not net.has_null:
-            return labels
-        dropped = torch.rand(len(labels), generator=generator) < self.drop_labels
-        return torch.where(dropped.to(labels.device), net.null_label, labels)
+        return self.learner.without_some(cast(Tensor, batch.targets), self.drop_labels, generator)
 
     # --- asking members ---
 
@@ -123,6 +117,11 @@ class StepDistillation(Method):
         guidance = self.guidance if member == self.teachers[0] else 1.0
         (found,) = batch.second_forward(member, Noisy(z, t, labels, guidance=guidance))
         return found.float()
+
+    def of_teacher(self, batch: LinkInputs, z: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
+        """The teacher's x0 (B, C, H, W), guided, and clamped where `clip_targets`."""
+        x0 = self.ask(batch, self.teachers[0], z, t, labels)
+        return x0.clamp(-1, 1) if self.clip_targets else x0
 
 
 def per_image(error: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
@@ -104,7 +104,7 @@ class BOOT(StepDistillation):
         error = per_image((found[: len(start)] - target).square())
         losses = {"bootstrap": (self.weights(kept) * error).mean()}
         if edge:
-            pinned = self.clipped(self.ask(batch, self.teachers[0], start[:edge], last, few))
+            pinned = self.of_teacher(batch, start[:edge], last, few)
             losses["boundary"] = self.boundary * (found[len(start) :] - pinned).square().mean()
         return losses
 
@@ -112,7 +112,7 @@ class BOOT(StepDistillation):
         """y(ε, t) of the student (B, C, H, W)."""
         assert batch.second_forward is not None
         (output,) = batch.second_forward(self.student, Noisy(start, t, labels))
-        return output.float() if self.learner.prediction == "sample" else -output.float()
+        return cast(BOOTGenerator, self.learner).of_output(output.float())
 
     def bootstrapped(
         self, batch: LinkInputs, start: Tensor, y: Tensor, t: Tensor, s: Tensor, labels: Tensor | None
@@ -120,16 +120,11 @@ class BOOT(StepDistillation):
         """The target r y + (1 - r) f (B, C, H, W), and r (B, 1, 1, 1)."""
         path = self.noise_schedule
         r = (path.log_ratio(s, torch.float64) - path.log_ratio(t, torch.float64)).exp().to(y.dtype)
-        f = self.clipped(self.ask(batch, self.teachers[0], path.alpha(t) * y + path.sigma(t) * start, t, labels))
+        f = self.of_teacher(batch, path.alpha(t) * y + path.sigma(t) * start, t, labels)
         if self.heun:
             moved = r * y + (1 - r) * f
-            again = self.ask(batch, self.teachers[0], path.alpha(s) * moved + path.sigma(s) * start, s, labels)
-            f = (f + self.clipped(again)) / 2
+            f = (f + self.of_teacher(batch, path.alpha(s) * moved + path.sigma(s) * start, s, labels)) / 2
         return r * y + (1 - r) * f, r
-
-    def clipped(self, x0: Tensor) -> Tensor:
-        """Clamped where `clip_targets`."""
-        return x0.clamp(-1, 1) if self.clip_targets else x0
 
     def weights(self, r: Tensor) -> Tensor:
         """w(t), (B,)."""

@@ -98,11 +98,6 @@ class ConsistencyDistillation(StepDistillation):
         mixed = torch.where((s < 0).reshape(-1, 1, 1, 1), x0, (x0 + again) / 2)
         return self.noise_schedule.ddim(z, mixed, t, s)
 
-    def of_teacher(self, batch: LinkInputs, z: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
-        """The teacher's x0 (B, C, H, W), guided, and clamped where `clip_targets`."""
-        x0 = self.ask(batch, self.teachers[0], z, t, labels)
-        return x0.clamp(-1, 1) if self.clip_targets else x0
-
     def consistent(self, batch: LinkInputs, z: Tensor, s: Tensor, labels: Tensor | None) -> Tensor:
         """f⁻(z, s) (B, C, H, W); z itself at s = -1, exactly."""
         found = self.ask(batch, self.target, z, s.clamp(min=0), labels)

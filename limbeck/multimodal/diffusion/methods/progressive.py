@@ -73,11 +73,6 @@ class ProgressiveDistillation(StepDistillation):
         error = per_image((self.ask(batch, self.student, z, t, labels) - target).square())
         return {"x0": (step_weight(self.noise_schedule, t, self.loss_weight) * error).mean()}
 
-    def of_teacher(self, batch: LinkInputs, z: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
-        """The teacher's x0 (B, C, H, W), guided, and clamped where `clip_targets`."""
-        x0 = self.ask(batch, self.teachers[0], z, t, labels)
-        return x0.clamp(-1, 1) if self.clip_targets else x0
-
 
 def one_step_target(schedule: NoiseSchedule, z: Tensor, landed: Tensor, last: Tensor, t: Tensor, s: Tensor) -> Tensor:
     """x̃ (B, C, H, W): the x0 with which one DDIM step from z at t ends in `landed` at s.
