@@ -27,6 +27,4 @@ methods = {
     )
 }
 reported = {"DMD": 2.61}
-reported_source = "DMD: README of the ImageNet experiments in the code of DMD2, imagenet_lr2e-6_scratch (arXiv 2405.14867)"
-    "DMD: README of the ImageNet experiments in the code of DMD2 (arXiv 2405.14867), imagenet_lr2e-6_scratch"
-)
+reported_source = "DMD: imagenet_lr2e-6_scratch in the README of DMD2's ImageNet experiments (arXiv 2405.14867)"
