@@ -47,9 +47,9 @@ def test_every_method_has_the_updates_that_the_docstring_says(pair):
     batches = len(DATASETS.make(dict(pair.data.train))) // pair.data.batch_size
     for method in pair.method_names():
         run = expand(pair, method, 0)
-        assert run.recipe.epochs * batches == 128
+        assert run.recipe.epochs * batches == 96
         assert run.deployed["sampler"] == dict(steps=1)
-    assert expand(pair, "teacher", 0).recipe.epochs * batches == 256
+    assert expand(pair, "teacher", 0).recipe.epochs * batches == 192
     run = expand(pair, "PD", 0)
     rounds = cast(Halving, LOOPS.make(run.loop)).rounds(run)
     assert rounds == [2, 1]
