@@ -116,6 +116,7 @@ def _train(config: RunConfig, options: RunOptions, folder: Path, device: torch.d
     if not config.recipe.epochs and config.model.get("links"):
         raise ConfigError(f"{config.method} has links, and recipe.epochs=0 trains nothing; set 1 or more")
     peak = cost.PeakMemory(device)
+    config.metric.build()  # what it lacks is said before training, not after
     model_cfg = {k: v for k, v in config.model.items() if k != "type"}
     model = Distiller(**deepcopy(model_cfg), seed=config.seed, runs=options.teachers or options.out)
     if config.recipe.channels_last:

@@ -313,6 +313,7 @@ def test_every_group_on_openmmlab_s_networks_names_its_extra():
     assert groups["segmentation/digit_demo"].extra == "segmentation"
     assert groups["detection/digit_demo"].extra == "detection"
     assert groups["pointcloud/lidar_demo"].extra == "pointcloud"
+    assert groups["multimodal/diffusion/digits_demo"].extra == "multimodal"
 
 
 # --- resolve ---
@@ -431,6 +432,7 @@ def test_benchmarks_of_a_suite_are_its_groups_and_other_names_stay():
     from limbeck.engine.suite import benchmarks_of
 
     found = ["digits", "digit-scenes-demo", "digit-scenes-boxes-demo", "lidar-scenes-demo", "dho-digits-demo"]
+    found.append("diffusion-digits-demo")
     assert benchmarks_of(["demo"]) == found
     assert benchmarks_of(["demo", "digits", "elsewhere"]) == [*found, "elsewhere"]
     assert benchmarks_of(None) is None

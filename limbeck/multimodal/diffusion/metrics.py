@@ -24,6 +24,9 @@ from limbeck.multimodal.diffusion.evaluation.reference import (
     to_training,
 )
 from limbeck.multimodal.diffusion.evaluation.statistics import frechet_distance, label_agreement
+from limbeck.multimodal.diffusion.fid_metric import FIDMetric
+
+__all__ = ["FIDMetric", "GenerationMetric"]
 
 
 @METRICS.register_module()
