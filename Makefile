@@ -61,7 +61,7 @@ perf: $(VENV)/.dev ## measure the cost of distilling, as ratios within one run
 lock: | $(UV) ## resolve requirements/*.txt anew
 	$(UV) pip compile pyproject.toml --quiet --upgrade --universal --python-version 3.11 --no-emit-index-url --no-header --extra dev -o requirements/dev.txt
 	$(UV) pip compile pyproject.toml --quiet --upgrade --universal --python-version 3.11 --no-emit-index-url --no-header -c requirements/dev.txt -o requirements/base.txt
-	$(UV) pip compile pyproject.toml --quiet --upgrade --universal --python-version 3.11 --no-emit-index-url --no-header --extra segmentation --extra detection --extra pointcloud -c requirements/dev.txt -o requirements/demo.txt
+	$(UV) pip compile pyproject.toml --quiet --upgrade --universal --python-version 3.11 --no-emit-index-url --no-header --extra segmentation --extra detection --extra pointcloud --extra diffusion -c requirements/dev.txt -o requirements/demo.txt
 
 clean: ## remove the environment and everything generated
 	rm -rf $(VENV) $(UV_HOME) out

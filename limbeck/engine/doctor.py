@@ -17,7 +17,7 @@ PACKAGES = {
     "mmdet3d": "pointcloud",
     "spconv": "pointcloud",
     "open_clip_torch": "multimodal",
-    "diffusers": "multimodal",
+    "diffusers": "diffusion",
     "ray": "bench",
     "onnx": "export",
 }

@@ -26,11 +26,12 @@ from limbeck.engine.variant import Variant
 from limbeck.errors import ConfigError, ExtraMissing, UnknownName
 
 State = Literal["done", "stale", "failed", "missing"]
-Extra = Literal["segmentation", "detection", "pointcloud", "multimodal"]
+Extra = Literal["segmentation", "detection", "pointcloud", "diffusion", "multimodal"]
 _STACKS: dict[Extra, str] = {
     "segmentation": "mmseg",
     "detection": "mmdet",
     "pointcloud": "mmdet3d",
+    "diffusion": "diffusers",
     "multimodal": "open_clip",
 }
 

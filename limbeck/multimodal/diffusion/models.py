@@ -176,7 +176,7 @@ def diffusers_denoiser(
 
 
 def _network(config: Mapping[str, Any]) -> nn.Module:
-    diffusers = require("diffusers", "a diffusion model", "multimodal")
+    diffusers = require("diffusers", "a diffusion model", "diffusion")
     plain = {key: value for key, value in config.items() if not key.startswith("_")}  # its class and version
     try:
         return diffusers.UNet2DModel(**plain)
@@ -185,7 +185,7 @@ def _network(config: Mapping[str, Any]) -> nn.Module:
 
 
 def _read_config(kind: str, model: str, subfolder: str | None, revision: str | None) -> dict[str, Any]:
-    diffusers = require("diffusers", "a diffusion model", "multimodal")
+    diffusers = require("diffusers", "a diffusion model", "diffusion")
     try:
         return dict(getattr(diffusers, kind).load_config(model, subfolder=subfolder, revision=revision))
     except (OSError, ValueError) as error:
@@ -196,7 +196,7 @@ def _read_config(kind: str, model: str, subfolder: str | None, revision: str | N
 
 def _load_unet(model: str, subfolder: str | None, revision: str | None) -> nn.Module:
     """With every weight: diffusers itself only logs what a file lacks."""
-    diffusers = require("diffusers", "a diffusion model", "multimodal")
+    diffusers = require("diffusers", "a diffusion model", "diffusion")
     options = dict(use_safetensors=True, low_cpu_mem_usage=False, output_loading_info=True)
     try:
         network, info = diffusers.UNet2DModel.from_pretrained(model, subfolder=subfolder, revision=revision, **options)

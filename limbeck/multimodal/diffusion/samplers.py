@@ -175,7 +175,7 @@ class Sampler:
         Raises: ExtraMissing; ConfigError for steps that do not divide the schedule's.
         """
         schedule.trailing(self.steps)
-        diffusers = require("diffusers", "sampling from a diffusion model", "multimodal")
+        diffusers = require("diffusers", "sampling from a diffusion model", "diffusion")
         common: dict[str, Any] = dict(
             num_train_timesteps=schedule.steps,
             trained_betas=schedule.betas().tolist(),

@@ -183,7 +183,7 @@ def schedule_of(config: Mapping[str, Any] | NoiseSchedule) -> NoiseSchedule:
 
 
 def _scheduler_class(name: str) -> Any:
-    diffusers = require("diffusers", "a diffusion model", "multimodal")
+    diffusers = require("diffusers", "a diffusion model", "diffusion")
     names = [n for n in dir(diffusers) if n.endswith("Scheduler")]
     if name not in names:
         raise UnknownName("scheduler of diffusers", name, ["cosine", *names], "as schedule")
