@@ -16,6 +16,7 @@ from limbeck.cli._zoo_predict import (
     print_json,
     with_bar,
 )
+from limbeck.cli.zoo_get import add_commands, read_stdin
 from limbeck.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -23,7 +24,9 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True)
 
-NameArgument = Annotated[str, typer.Argument(help="A student: see `limbeck zoo list`.")]
+NameArgument = Annotated[
+    str, typer.Argument(help="A student: see `limbeck zoo list`; or hf://owner/name, https://…/NAME.json, a path.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -31,18 +34,22 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 def list_(
     task: Annotated[str | None, typer.Option(help="Only this task: image-classification, …")] = None,
     method: Annotated[str | None, typer.Option(help="Only this method: KD, DIST, plain, teacher, …")] = None,
+    max_params: Annotated[int | None, typer.Option(min=0, help="Only with at most so many parameters.")] = None,
+    min_metric: Annotated[
+        str | None, typer.Option(help="Only with a primary metric of at least this: 90; or of another one: ece=0.1.")
+    ] = None,
     json: JsonOption = False,
 ) -> None:
     """List the students, with the figures of their records.
 
-    Example: limbeck zoo list --task image-classification --method KD
+    Example: limbeck zoo list --task image-classification --method KD --max-params 100000 --min-metric 90
     """
     from rich.console import Console
     from rich.table import Table
 
     from limbeck.zoo import list_students
 
-    cards = list_students(task, method)
+    cards = list_students(task, method, max_params=max_params, min_metric=min_metric)
     if json:
         print_json([card.model_dump(mode="json") for card in cards])
         return
@@ -101,7 +108,10 @@ def predict(
     name: NameArgument,
     paths: Annotated[
         list[Path] | None,
-        typer.Argument(help="Image files, of a LiDAR detector .bin files of clouds, and folders of them."),
+        typer.Argument(
+            help="Image files, of a LiDAR detector .bin files of clouds, and folders of them; - reads paths from "
+            "standard input, one a line."
+        ),
     ] = None,
     out: Annotated[
         Path | None,
@@ -136,6 +146,8 @@ def predict(
 
     Example: limbeck zoo predict resnet8w4.digits_kd seven.png scans/ --out predictions.json
 
+    Example: find scans -name '*.png' | limbeck zoo predict resnet8w4.digits_kd - --json
+
     Example: limbeck zoo predict pointpillars16.lidar-scenes_pointdistiller 000008.bin --score 0.4
 
     Example: limbeck zoo predict unet32-64_1step.diffusion-digits_pd --classes 0,1,2 --count 16 --out digits.png
@@ -145,7 +157,7 @@ def predict(
     from limbeck.zoo.images import image_files
     from limbeck.zoo.predictor import SCORE
 
-    card = find(name)
+    card, paths = find(name), read_stdin(paths)
     if card.generates:
         check_no_input(card, paths, top_k, score, invert)
         generate(name, out or Path("out/predict") / f"{name}.png", classes, count, seed, device, json=json)
@@ -223,6 +235,9 @@ def add(
     typer.echo(f"{card.name}: {card.primary_metric} {card.value:.2f}, {card.file_bytes / 1e3:.0f} kB, {card.file}")
 
 
+add_commands(app)
+
+
 def _facts(card: Card) -> dict[str, str]:
     numbers = {name: f"{value:.4g}" for name, value in card.metrics.items()}
     return {
@@ -235,6 +250,7 @@ def _facts(card: Card) -> dict[str, str]:
         "record": card.record,
         "parameters": f"{card.parameters:,}",
         "FLOPs": "not counted" if card.flops is None else f"{card.flops:,}",
+        **_latency(card),
         "input": _input(card),
         **_sampler(card),
         "classes": ", ".join(card.classes if card.palette is None else map(_coloured, card.classes, card.palette)),
@@ -245,6 +261,13 @@ def _facts(card: Card) -> dict[str, str]:
         "limits": card.limits,
         "code": card.code_version,
     }
+
+
+def _latency(card: Card) -> dict[str, str]:
+    if card.latency_ms is None:
+        return {}
+    threads = f"{card.latency_threads} thread{'s' if card.latency_threads != 1 else ''}"
+    return {"latency": f"{card.latency_ms:.3g} ms a sample (median) on {card.latency_device}, {threads}"}
 
 
 def _sampler(card: Card) -> dict[str, str]:
