@@ -110,7 +110,7 @@ def _measured(found: Any) -> dict[str, str]:
     return {
         "name": found.name,
         "latency": f"p50 {found.p50_ms:.3g} ms, p95 {found.p95_ms:.3g} ms of {found.runs} runs, {found.sample} sample",
-        "peak memory": f"{found.peak_memory_mb:.0f} MB",
+        "peak memory": f"{found.peak_memory_mb:.0f} MB, of the GPU or else of the whole process",
         "FLOPs": "not counted" if found.flops is None else f"{found.flops:,}",
         "parameters": f"{found.parameters:,}",
         "device": f"{found.device}, {found.threads} thread{'s' if found.threads != 1 else ''}, torch {found.torch}",

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from limbeck.engine.weights import write_json
@@ -53,8 +54,7 @@ def download(
 
     def one(name: str) -> Downloaded:
         found = locate(name, revision=revision, refresh=refresh)
-        report = None if progress is None else (lambda there, whole: progress(name, there, whole))
-        path = weights(found, report=report, stop=stop)
+        path = weights(found, report=None if progress is None else partial(progress, name), stop=stop)
         if to is not None:
             card = found.card
             copy_file(path, target := Path(to) / WEIGHTS / card.file)

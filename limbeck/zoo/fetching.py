@@ -4,8 +4,8 @@
   connection within a call; its unfinished files do not outlive the call.
 - `http(s)://…` through `huggingface_hub`'s `http_get`. fsspec's HTTP file system was the other choice: it neither
   resumes nor retries, and needs aiohttp. `http_get` asks for the rest with a Range header, starts anew where a server
-  does not know ranges, tries again when a connection breaks, and takes an open file, so that the part file of an earlier
-  process is gone on with. Every install of Limbeck has it.
+  does not know ranges, tries again when a connection breaks, and takes an open file, so that the part file of an
+  earlier process is gone on with. Every install of Limbeck has it.
 - any other address (`s3://`, `gs://`, `sftp://`, a path, …) through fsspec, whole; each kind may need its own package.
 """
 

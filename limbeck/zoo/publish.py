@@ -155,7 +155,7 @@ def latency_of(record: RunRecord) -> dict[str, Any]:
     if (taken := record.cost.student_latency_ms) is None or taken <= 0:
         return {}
     where = record.environment
-    device = f"{where.cpu}, CPU" if where.device == "cpu" else where.device
+    device = where.cpu if where.device == "cpu" else where.device
     return dict(latency_ms=taken, latency_device=device, latency_threads=where.threads)
 
 
