@@ -44,9 +44,6 @@ def list_(
 
     Example: limbeck zoo list --task image-classification --method KD --max-params 100000 --min-metric 90
     """
-    from rich.console import Console
-    from rich.table import Table
-
     from limbeck.zoo import list_students
 
     cards = list_students(task, method, max_params=max_params, min_metric=min_metric)
@@ -57,28 +54,24 @@ def list_(
         known = sorted({card.method for card in list_students()})
         typer.echo(f"no such students; the zoo has methods: {', '.join(known) or 'none yet'}")
         return
-    table = Table(box=None)
-    table.add_column(
-        "name", no_wrap=True, min_width=max(len(card.name) for card in cards)
-    )  # a cut one cannot be copied
-    for title in ("method", "result"):
-        table.add_column(title, no_wrap=True, overflow="fold")
-    for title in ("params", "MFLOPs", "kB"):
-        table.add_column(title, no_wrap=True, overflow="fold", justify="right")
+    typer.echo(_columns(cards))
+
+
+def _columns(cards: list[Card]) -> str:
+    """The list as text. Padded here, since rich's table takes a third of the command's time for it.
+
+    A narrow terminal wraps the lines; no figure is cut.
+    """
     several = len({card.task for card in cards}) > 1
-    if several:
-        table.add_column("task")
+    rows = [("name", "method", "result", "params", "MFLOPs", "kB", *(["task"] if several else []))]
     for card in cards:
         flops = "" if card.flops is None else f"{card.flops / 1e6:.2f}"
-        size = f"{card.file_bytes / 1e3:.0f}"
-        result = f"{card.primary_metric} {card.value:.2f}"
-        table.add_row(
-            card.name, card.method, result, f"{card.parameters:,}", flops, size, *([card.task] if several else [])
-        )
-    console = Console()
-    wide = console.measure(table, options=console.options.update(max_width=400)).maximum
-    console.width = max(console.width, wide)  # a narrow terminal wraps the lines; no figure is cut
-    console.print(table)
+        size, result = f"{card.file_bytes / 1e3:.0f}", f"{card.primary_metric} {card.value:.2f}"
+        task = [card.task] if several else []
+        rows.append((card.name, card.method, result, f"{card.parameters:,}", flops, size, *task))
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    pads = [str.rjust if title in ("params", "MFLOPs", "kB") else str.ljust for title in rows[0]]
+    return "\n".join("  ".join(pad(c, w) for pad, c, w in zip(pads, row, widths)).rstrip() for row in rows)
 
 
 @app.command()
