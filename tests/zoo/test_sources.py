@@ -366,12 +366,12 @@ def test_mirror_has_what_the_zoo_lacks(tmp_path, web, cache, shipped, monkeypatc
     monkeypatch.setattr("limbeck.zoo.index.SHIPPED", bare)
     with pytest.raises(UnknownName):
         find(NAME)
-    with pytest.raises(CorruptFile, match="absent.*LIMBECK_MIRROR"):
+    with pytest.raises(CorruptFile, match=r"absent.*LIMBECK_MIRROR"):
         weights_path("bare.toy_kd")
     monkeypatch.setenv("LIMBECK_MIRROR", base)
     for name in (NAME, "bare.toy_kd"):
         assert weights_path(name) == cache / "weights" / f"{shipped[2].sha256}.safetensors"
-    with pytest.raises(UnknownName, match="in the zoo and in the mirror .*did you mean 'bare.toy_kd'"):
+    with pytest.raises(UnknownName, match=r"in the zoo and in the mirror .*did you mean 'bare.toy_kd'"):
         find("bare.toy_kdd")
 
 
