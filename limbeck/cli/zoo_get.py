@@ -11,7 +11,8 @@ from limbeck.cli._zoo_predict import print_json
 from limbeck.errors import ConfigError
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-ReferenceHelp = "A name, hf://owner/name[@revision][/student], https://…/NAME.json, or a path."
+# typer reads help texts as rich's markup, so no square brackets here
+ReferenceHelp = "A name, hf://owner/name or hf://owner/name@REVISION/STUDENT, https://…/NAME.json, or a path."
 
 
 def download(
@@ -27,7 +28,7 @@ def download(
 ) -> None:
     """Download students, several at a time, and check them; a download that broke off is gone on with.
 
-    Example: limbeck zoo download hf://owner/name https://example.org/zoo/cards/NAME.json --to my-zoo
+    Example: limbeck zoo download resnet8w4.digits_kd hf://owner/name --to my-zoo
     """
     from dataclasses import asdict
 
@@ -133,7 +134,7 @@ def read_stdin(paths: list[Path] | None) -> list[Path] | None:
 
     if not paths or Path("-") not in paths:
         return paths
-    lines = [Path(line) for line in sys.stdin.read().splitlines() if line.strip()]
+    lines = [Path(line) for line in sys.stdin.read().splitlines() if line.strip()]  # names may end in spaces
     if not lines:
         raise ConfigError("'-' reads paths from standard input, one a line, and there are none; pipe some in")
     return [path for given in paths for path in (lines if given == Path("-") else [given])]
