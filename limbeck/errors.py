@@ -49,6 +49,10 @@ class DataMissing(UserError):
     """A data set is not on this machine; names the command that gets it."""
 
 
+class NotFetched(UserError):
+    """A file cannot be had from its address: no network, no such file, offline, or cut off; the next try goes on."""
+
+
 class ExtraMissing(UserError):
     """An optional dependency is absent; names the install command."""
 

@@ -7,14 +7,17 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
+    DownloadColumn,
     MofNCompleteColumn,
     Progress,
     TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
+    TransferSpeedColumn,
 )
 
 from limbeck.engine.events import Event
@@ -77,6 +80,30 @@ def suite_display(console: Console, title: str, total: int) -> Iterator[SuiteDis
     display = SuiteDisplay(console, title, total)
     with display.progress:
         yield display
+
+
+@contextmanager
+def download_progress() -> Iterator[Any]:
+    """Bars on a terminal, one a file, while the block runs; gives what moves them: (name, bytes, bytes in all)."""
+    console = Console(stderr=True)
+    progress = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=28),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )
+    tasks: dict[str, TaskID] = {}
+
+    def report(name: str, done: int, total: int | None) -> None:
+        if name not in tasks:
+            tasks[name] = progress.add_task(escape(name.rpartition("/")[2] or name), total=total)
+        progress.update(tasks[name], completed=done, total=total)
+
+    with progress:
+        yield report
 
 
 def run_progress(console: Console, title: str) -> tuple[Progress, Any]:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from limbeck import __version__
-from limbeck.cli import active, bench, data, diffusion, leaderboard, run, search, zero_shot, zoo
+from limbeck.cli import active, bench, cache, data, diffusion, leaderboard, run, search, zero_shot, zoo
 
 app = typer.Typer(
     name="limbeck",
@@ -20,6 +20,7 @@ app = typer.Typer(
 app.add_typer(bench.app, name="bench", help="Run benchmark suites, only what is missing.")
 app.add_typer(leaderboard.app, name="leaderboard", help="Tables, pages, comparisons and checks from result records.")
 app.add_typer(zoo.app, name="zoo", help="Find, use and export distilled students.")
+app.add_typer(cache.app, name="cache", help="Downloaded students: list them, make room.")
 app.add_typer(data.app, name="data", help="Get data sets and say where they are.")
 app.add_typer(active.app, name="active", help="Label your own images round by round: which ones next, and a student.")
 app.add_typer(diffusion.app, name="diffusion", help="Published text-to-image models and their distilled students.")

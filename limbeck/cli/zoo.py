@@ -16,6 +16,7 @@ from limbeck.cli._zoo_predict import (
     print_json,
     with_bar,
 )
+from limbeck.cli.zoo_get import add_commands, read_stdin
 from limbeck.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -23,7 +24,9 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True)
 
-NameArgument = Annotated[str, typer.Argument(help="A student: see `limbeck zoo list`.")]
+NameArgument = Annotated[
+    str, typer.Argument(help="A student: see `limbeck zoo list`; or hf://owner/name, https://…/NAME.json, a path.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -31,18 +34,19 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 def list_(
     task: Annotated[str | None, typer.Option(help="Only this task: image-classification, …")] = None,
     method: Annotated[str | None, typer.Option(help="Only this method: KD, DIST, plain, teacher, …")] = None,
+    max_params: Annotated[int | None, typer.Option(min=0, help="Only with at most so many parameters.")] = None,
+    min_metric: Annotated[
+        str | None, typer.Option(help="Only with a primary metric of at least this: 90; or of another one: ece=0.1.")
+    ] = None,
     json: JsonOption = False,
 ) -> None:
     """List the students, with the figures of their records.
 
-    Example: limbeck zoo list --task image-classification --method KD
+    Example: limbeck zoo list --task image-classification --method KD --max-params 100000 --min-metric 90
     """
-    from rich.console import Console
-    from rich.table import Table
-
     from limbeck.zoo import list_students
 
-    cards = list_students(task, method)
+    cards = list_students(task, method, max_params=max_params, min_metric=min_metric)
     if json:
         print_json([card.model_dump(mode="json") for card in cards])
         return
@@ -50,28 +54,24 @@ def list_(
         known = sorted({card.method for card in list_students()})
         typer.echo(f"no such students; the zoo has methods: {', '.join(known) or 'none yet'}")
         return
-    table = Table(box=None)
-    table.add_column(
-        "name", no_wrap=True, min_width=max(len(card.name) for card in cards)
-    )  # a cut one cannot be copied
-    for title in ("method", "result"):
-        table.add_column(title, no_wrap=True, overflow="fold")
-    for title in ("params", "MFLOPs", "kB"):
-        table.add_column(title, no_wrap=True, overflow="fold", justify="right")
+    typer.echo(_columns(cards))
+
+
+def _columns(cards: list[Card]) -> str:
+    """The list as text. Padded here, since rich's table takes a third of the command's time for it.
+
+    A narrow terminal wraps the lines; no figure is cut.
+    """
     several = len({card.task for card in cards}) > 1
-    if several:
-        table.add_column("task")
+    rows = [("name", "method", "result", "params", "MFLOPs", "kB", *(["task"] if several else []))]
     for card in cards:
         flops = "" if card.flops is None else f"{card.flops / 1e6:.2f}"
-        size = f"{card.file_bytes / 1e3:.0f}"
-        result = f"{card.primary_metric} {card.value:.2f}"
-        table.add_row(
-            card.name, card.method, result, f"{card.parameters:,}", flops, size, *([card.task] if several else [])
-        )
-    console = Console()
-    wide = console.measure(table, options=console.options.update(max_width=400)).maximum
-    console.width = max(console.width, wide)  # a narrow terminal wraps the lines; no figure is cut
-    console.print(table)
+        size, result = f"{card.file_bytes / 1e3:.0f}", f"{card.primary_metric} {card.value:.2f}"
+        task = [card.task] if several else []
+        rows.append((card.name, card.method, result, f"{card.parameters:,}", flops, size, *task))
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    pads = [str.rjust if title in ("params", "MFLOPs", "kB") else str.ljust for title in rows[0]]
+    return "\n".join("  ".join(pad(c, w) for pad, c, w in zip(pads, row, widths)).rstrip() for row in rows)
 
 
 @app.command()
@@ -101,7 +101,10 @@ def predict(
     name: NameArgument,
     paths: Annotated[
         list[Path] | None,
-        typer.Argument(help="Image files, of a LiDAR detector .bin files of clouds, and folders of them."),
+        typer.Argument(
+            help="Image files, of a LiDAR detector .bin files of clouds, and folders of them; - reads paths from "
+            "standard input, one a line."
+        ),
     ] = None,
     out: Annotated[
         Path | None,
@@ -136,6 +139,8 @@ def predict(
 
     Example: limbeck zoo predict resnet8w4.digits_kd seven.png scans/ --out predictions.json
 
+    Example: find scans -name '*.png' | limbeck zoo predict resnet8w4.digits_kd - --json
+
     Example: limbeck zoo predict pointpillars16.lidar-scenes_pointdistiller 000008.bin --score 0.4
 
     Example: limbeck zoo predict unet32-64_1step.diffusion-digits_pd --classes 0,1,2 --count 16 --out digits.png
@@ -145,7 +150,7 @@ def predict(
     from limbeck.zoo.images import image_files
     from limbeck.zoo.predictor import SCORE
 
-    card = find(name)
+    card, paths = find(name), read_stdin(paths)
     if card.generates:
         check_no_input(card, paths, top_k, score, invert)
         generate(name, out or Path("out/predict") / f"{name}.png", classes, count, seed, device, json=json)
@@ -223,6 +228,9 @@ def add(
     typer.echo(f"{card.name}: {card.primary_metric} {card.value:.2f}, {card.file_bytes / 1e3:.0f} kB, {card.file}")
 
 
+add_commands(app)
+
+
 def _facts(card: Card) -> dict[str, str]:
     numbers = {name: f"{value:.4g}" for name, value in card.metrics.items()}
     return {
@@ -235,6 +243,7 @@ def _facts(card: Card) -> dict[str, str]:
         "record": card.record,
         "parameters": f"{card.parameters:,}",
         "FLOPs": "not counted" if card.flops is None else f"{card.flops:,}",
+        **_latency(card),
         "input": _input(card),
         **_sampler(card),
         "classes": ", ".join(card.classes if card.palette is None else map(_coloured, card.classes, card.palette)),
@@ -245,6 +254,13 @@ def _facts(card: Card) -> dict[str, str]:
         "limits": card.limits,
         "code": card.code_version,
     }
+
+
+def _latency(card: Card) -> dict[str, str]:
+    if card.latency_ms is None:
+        return {}
+    threads = f"{card.latency_threads} thread{'s' if card.latency_threads != 1 else ''}"
+    return {"latency": f"{card.latency_ms:.3g} ms a sample (median) on {card.latency_device}, {threads}"}
 
 
 def _sampler(card: Card) -> dict[str, str]:

@@ -39,7 +39,8 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # built at first use: cards share some types, and listing them reads no record
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
 
 class FurtherData(_Strict):

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from limbeck.engine.record import RunRecord
+from limbeck.engine.record import RunRecord, read_record, record_path
 from limbeck.engine.weights import check_sha256
 from limbeck.errors import ConfigError
 
@@ -95,6 +95,29 @@ def verify_records(
         if record.id not in seen:
             seen.add(record.id)
             yield verify_record(record, evaluate, weights, tolerances=tolerances)
+
+
+def card_judge(results: str | Path) -> Callable[[Any, Path], tuple[bool, str]]:
+    """What `zoo verify --evaluate` asks: whether a card is its record's copy and the record holds, and in words.
+
+    Args:
+        results: the folder with the records of the cards.
+    """
+
+    def judge(card: Any, weights: Path) -> tuple[bool, str]:
+        from limbeck.engine.evaluate import evaluate_weights
+
+        path = record_path(results, card.record)
+        if not path.is_file():
+            raise ConfigError(f"the record {card.record} is not in {results}; name the folder of records by --results")
+        record = read_record(path)
+        if (record.student_sha256, record.metrics) != (card.sha256, card.metrics):
+            return False, f"off: the card's sha256 or figures are not those of its record {card.record}"
+        done = verify_record(record, evaluate_weights, {card.sha256: weights})
+        metric, value = card.primary_metric, done.found.get(card.primary_metric)
+        return done.verdict == "holds", f"{done.text}: {metric} {card.value:.4g} on the card, {value} found"
+
+    return judge
 
 
 def with_runs(weights: Mapping[str, Path], records: Iterable[RunRecord], runs: str | Path | None) -> dict[str, Path]:

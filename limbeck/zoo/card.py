@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -12,13 +13,15 @@ from limbeck.engine.record import Finite, Sha256, Task
 from limbeck.errors import CorruptFile
 
 CARD_VERSION = 1
-MAX_BYTES = 10_000_000  # of one weight file: the small students travel inside the package
+MAX_BYTES = 10_000_000  # of one weight file that `add` takes: the small students travel inside the package
+MAX_DOWNLOAD = 4_000_000_000  # of one weight file from elsewhere
 SEGMENTATION = "semantic-segmentation"
 DETECTION = "object-detection"
 LIDAR = "3d-object-detection"
 GENERATION = "image-generation"
 Byte = Annotated[int, Field(ge=0, le=255)]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)+$")]
+NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)+$"
+Name = Annotated[str, Field(pattern=NAME)]
 
 
 class _Strict(BaseModel):
@@ -119,8 +122,20 @@ class Card(_Strict):
     parameters: int
     flops: int | None = Field(None, description="2 per multiply-add, one sample; None where it cannot be counted")
     file: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*\.safetensors$", description="name below weights/")
-    file_bytes: int = Field(gt=0, le=MAX_BYTES)
+    file_bytes: int = Field(gt=0, le=MAX_DOWNLOAD)
     sha256: Sha256
+    latency_ms: Finite | None = Field(
+        None,
+        gt=0,
+        description="median of one sample's forward, from the record; None, and not in the file, where not measured",
+        exclude_if=lambda value: value is None,
+    )
+    latency_device: str | None = Field(
+        None, description="the processor or GPU that took that time", exclude_if=lambda value: value is None
+    )
+    latency_threads: int | None = Field(
+        None, gt=0, description="that torch had", exclude_if=lambda value: value is None
+    )
     licence: str = Field(description="of the weights; that of the data stands in `dataset`")
     intended_use: str
     limits: str
@@ -130,6 +145,12 @@ class Card(_Strict):
     def _has_primary(self) -> Self:
         if self.primary_metric not in self.metrics:
             raise ValueError(f"metrics lack the primary one, {self.primary_metric!r}")
+        return self
+
+    @model_validator(mode="after")
+    def _latency_has_a_machine(self) -> Self:
+        if len({self.latency_ms is None, self.latency_device is None, self.latency_threads is None}) > 1:
+            raise ValueError("latency_ms, latency_device and latency_threads go together")
         return self
 
     @model_validator(mode="after")
@@ -184,6 +205,11 @@ class Card(_Strict):
     def value(self) -> float:
         """The primary metric."""
         return self.metrics[self.primary_metric]
+
+
+def is_name(text: str) -> bool:
+    """Whether this may be a student's name."""
+    return re.match(NAME, text) is not None and not text.endswith("\n")
 
 
 def read_card(path: str | Path) -> Card:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import get_args
 
 from limbeck.engine.record import Task
-from limbeck.engine.weights import check_sha256
-from limbeck.errors import ConfigError, CorruptFile, UnknownName
+from limbeck.errors import ConfigError, UnknownName
 from limbeck.zoo.card import Card, read_card
 
 SHIPPED = Path(__file__).parent
@@ -51,51 +51,71 @@ def entries(zoo_dir: str | Path | None = None) -> dict[str, tuple[Card, Path]]:
 
 
 def list_students(
-    task: str | None = None, method: str | None = None, *, zoo_dir: str | Path | None = None
+    task: str | None = None,
+    method: str | None = None,
+    *,
+    max_params: int | None = None,
+    min_metric: float | str | None = None,
+    zoo_dir: str | Path | None = None,
 ) -> list[Card]:
-    """Cards of a task and a method (in any case of letters), by name; all of them where neither is given.
+    """Cards of a task and a method (in any case of letters), by name; all of them where nothing is given.
 
-    Raises: UnknownName for a task that does not exist; CorruptFile at a damaged card.
+    Args:
+        max_params: only students with at most so many parameters.
+        min_metric: only students whose primary metric is at least this; or 'miou=50', the one that is named.
+    Raises: UnknownName for a task that does not exist, or a metric that no card has; ConfigError for no number;
+        CorruptFile at a damaged card.
     """
     if task is not None and task not in get_args(Task):
         raise UnknownName("task", task, get_args(Task))
     cards = [card for card, _ in entries(zoo_dir).values()]
+    least = _least(min_metric, cards)
     return [
         card
         for card in cards
-        if task in (None, card.task) and (method is None or method.lower() == card.method.lower())
+        if task in (None, card.task)
+        and (method is None or method.lower() == card.method.lower())
+        and (max_params is None or card.parameters <= max_params)
+        and least(card)
     ]
 
 
-def entry(name: str, *, zoo_dir: str | Path | None = None) -> tuple[Card, Path]:
-    """A student's card and the folder that it is from. Raises: UnknownName with near names."""
-    known = entries(zoo_dir)
+def _least(min_metric: float | str | None, cards: list[Card]) -> Callable[[Card], bool]:
+    """Whether a card reaches a metric."""
+    if min_metric is None:
+        return lambda card: True
+    name, separator, number = str(min_metric).rpartition("=")
+    try:
+        least = float(number)
+    except ValueError as error:
+        raise ConfigError(f"min_metric is a number, or NAME=NUMBER such as top1=90; got {min_metric!r}") from error
+    if not separator:
+        return lambda card: card.value >= least
+    known = {metric for card in cards for metric in card.metrics}
     if name not in known:
-        raise UnknownName("student", name, known, "in the zoo")
-    return known[name]
+        raise UnknownName("metric", name, known)
+    return lambda card: name in card.metrics and card.metrics[name] >= least
 
 
-def find(name: str, *, zoo_dir: str | Path | None = None) -> Card:
-    """A student's card.
+def find(name: str, *, revision: str | None = None, zoo_dir: str | Path | None = None) -> Card:
+    """A student's card; `name` is one of the zoo, or an address or a path as `limbeck.zoo.sources` says.
 
-    Raises: UnknownName with near names.
+    Raises: UnknownName with near names; for an address also what `sources.locate` raises.
     """
-    return entry(name, zoo_dir=zoo_dir)[0]
+    from limbeck.zoo.sources import locate
+
+    return locate(name, revision=revision, zoo_dir=zoo_dir).card
 
 
-def weights_path(name: str, *, zoo_dir: str | Path | None = None) -> Path:
-    """A student's weight file, whose sha256 is that of its card.
+def weights_path(name: str, *, revision: str | None = None, zoo_dir: str | Path | None = None) -> Path:
+    """A student's weight file, whose sha256 is that of its card; that of an address is fetched into the cache.
 
-    Raises: UnknownName; CorruptFile with both hashes when the file is another one, or when it is absent.
+    Raises: UnknownName; CorruptFile with both hashes when the file is another one, or when it is absent; for an address
+        also what `sources.locate` and `sources.weights` raise.
     """
-    card, root = entry(name, zoo_dir=zoo_dir)
-    path = root / WEIGHTS / card.file
-    if not path.is_file():
-        raise CorruptFile(
-            f"{path}: the weights of {name} are absent, expected sha256 {card.sha256[:12]}…; get them again"
-        )
-    check_sha256(path, card.sha256)
-    return path
+    from limbeck.zoo.sources import locate, weights
+
+    return weights(locate(name, revision=revision, zoo_dir=zoo_dir))
 
 
 def weight_files(*, zoo_dir: str | Path | None = None) -> dict[str, Path]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, cast
 
 from limbeck.engine.weights import load_into
 from limbeck.errors import CorruptFile
-from limbeck.zoo.index import entry, weights_path
+from limbeck.zoo.sources import locate, weights
 
 if TYPE_CHECKING:
     from torch import nn
@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from limbeck.zoo.card import Card, Preprocessing
 
 
-def load_student(name: str, *, device: str = "cpu", zoo_dir: str | Path | None = None) -> nn.Module:
+def load_student(
+    name: str, *, revision: str | None = None, device: str = "cpu", zoo_dir: str | Path | None = None
+) -> nn.Module:
     """A student of the zoo in eval mode, with its `card`, and `preprocess`: an image to its input (1, C, H, W).
 
     A 3D detector has `preprocess`, a LiDAR cloud to its `Voxels`, and `detect`, a cloud to its boxes. Another detector
@@ -23,10 +25,13 @@ def load_student(name: str, *, device: str = "cpu", zoo_dir: str | Path | None =
     model has `generate`, classes to images in [−1, 1]; see `limbeck.multimodal.diffusion.generator.ImageGenerator`.
 
     Args:
+        name: of a student of the zoo; or 'hf://owner/name[@revision][/student]', the address of a card,
+            'https://…/NAME.json', or a path: see `limbeck.zoo.sources`.
+        revision: of a Hugging Face repository; else the first digits of the sha256 that the weights must have.
         device: 'cpu', 'cuda', 'cuda:N' or 'auto'; `preprocess` gives tensors on the CPU.
         zoo_dir: a folder with cards/ and weights/ instead of $LIMBECK_ZOO and the shipped zoo.
     Raises: UnknownName with near names; CorruptFile with both hashes when the weights are not those of the card, or
-        a 3D detector's voxels are not.
+        a 3D detector's voxels are not; NotFetched for an address that cannot be reached.
 
     >>> import limbeck
     >>> student = limbeck.load_student("resnet8w4.digits_kd")  # doctest: +SKIP
@@ -40,8 +45,8 @@ def load_student(name: str, *, device: str = "cpu", zoo_dir: str | Path | None =
     from limbeck.engine.registry import MODELS
 
     target = pick_device(device)
-    card, _ = entry(name, zoo_dir=zoo_dir)
-    path = weights_path(name, zoo_dir=zoo_dir)
+    found = locate(name, revision=revision, zoo_dir=zoo_dir)
+    card, path = found.card, weights(found)
     model = cast("nn.Module", MODELS.make(card.model, where=f"in the card of {name}"))
     load_into(model, path, sha256=card.sha256)
     model = model.to(target).eval()

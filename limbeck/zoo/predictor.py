@@ -142,11 +142,12 @@ class Predictor:
     get LiDAR clouds instead of images, .bin files, arrays or tensors (P, 4), 4 of them at a time at most.
 
     Args:
-        name: of the student.
+        name: of the student, or its address or path; see `load_student`.
         device: 'cpu', 'cuda', 'cuda:N' or 'auto'.
         batch_size: images at a time.
         top_k: classes listed in each prediction; a segmentation has the shares of all.
         invert: swap black and white first.
+        revision: of a Hugging Face repository; else the first digits of the sha256 that the weights must have.
         score: detections that score less are left out; those under the detector's `score_thr`, mostly 0.05, always are.
     Raises: UnknownName with near names; CorruptFile; ConfigError for options out of range, or a student that makes
         images.
@@ -161,18 +162,19 @@ class Predictor:
         top_k: int = 5,
         invert: bool = False,
         score: float = SCORE,
+        revision: str | None = None,
         zoo_dir: str | Path | None = None,
     ) -> None:
         if batch_size < 1 or top_k < 1:
             raise ConfigError(f"batch_size and top_k are at least 1; got {batch_size} and {top_k}")
         if not 0 <= score <= 1:
             raise ConfigError(f"score is from 0 to 1, the least of a detection; got {score:g}")
-        if find(name, zoo_dir=zoo_dir).generates:
+        if find(name, revision=revision, zoo_dir=zoo_dir).generates:
             raise ConfigError(
                 f"{name} makes images and reads none: call limbeck.load_student({name!r}).generate(classes), or "
                 f"limbeck zoo predict {name} --classes …"
             )
-        self.model = load_student(name, device=device, zoo_dir=zoo_dir)
+        self.model = load_student(name, revision=revision, device=device, zoo_dir=zoo_dir)
         self.card: Any = self.model.card
         self.device = next(self.model.parameters()).device
         self.batch_size = batch_size

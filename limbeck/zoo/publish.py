@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 from pydantic import ValidationError
 
-from limbeck.engine.record import RunRecord, read_record
+from limbeck.engine.record import RunRecord, read_record, record_path
 from limbeck.engine.weights import atomic_path, check_sha256, load_into, write_json
-from limbeck.errors import ConfigError, UnknownName
+from limbeck.errors import ConfigError, CorruptFile, UnknownName
 from limbeck.zoo.card import (
     DETECTION,
     GENERATION,
@@ -138,6 +138,7 @@ def _card(record: RunRecord, weights: Path, name: str) -> Card:
             file=f"{name}-{record.student_sha256[:8]}.safetensors",
             file_bytes=weights.stat().st_size,
             sha256=record.student_sha256,
+            **latency_of(record),
             licence=LICENCE,
             intended_use=use,
             limits=limits,
@@ -147,6 +148,39 @@ def _card(record: RunRecord, weights: Path, name: str) -> Card:
         first = error.errors()[0]
         where = ".".join(str(p) for p in first["loc"]) or "card"
         raise ConfigError(f"the card of {record.id} is not valid: {where}: {first['msg']}") from error
+
+
+def latency_of(record: RunRecord) -> dict[str, Any]:
+    """The card's fields of the latency that a record has, with its machine; none where it was not measured."""
+    if (taken := record.cost.student_latency_ms) is None or taken <= 0:
+        return {}
+    where = record.environment
+    device = where.cpu if where.device == "cpu" else where.device
+    return dict(latency_ms=taken, latency_device=device, latency_threads=where.threads)
+
+
+def add_latency(zoo_dir: str | Path, results: str | Path) -> list[str]:
+    """Write into a zoo's cards the latency that their records have, and nothing else (for maintainers).
+
+    Args:
+        results: the folder of records.
+    Returns: names of the cards that have changed.
+    Raises: CorruptFile for a card whose record is absent, or is of other weights.
+    """
+    changed = []
+    for path in sorted((Path(zoo_dir) / CARDS).glob("[!.]*.json")):
+        card = read_card(path)
+        record = read_record(record_path(results, card.record))
+        if record.student_sha256 != card.sha256:
+            raise CorruptFile(
+                f"{path}: its record {card.record} is of weights {record.student_sha256[:12]}…, and the card of "
+                f"{card.sha256[:12]}…; add the student again"
+            )
+        new = Card.model_validate(card.model_dump(mode="json") | latency_of(record))
+        if new != card:
+            write_json(path, new.model_dump(mode="json"))
+            changed.append(card.name)
+    return changed
 
 
 def _built(config: dict[str, Any], weights: Path, record: RunRecord) -> nn.Module:
