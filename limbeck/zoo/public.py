@@ -46,7 +46,7 @@ class PublicStudent(BaseModel):
     teacher: str | None = Field(None, description="None: not found out")
     method: Text
     licence: str | None = Field(None, description="of the weights; None: not found out")
-    paper: str | None = Field(None, pattern=r"^\d{4}\.\d{5}$", description="arXiv id")
+    paper: str | None = Field(None, pattern=r"^\d{4}\.\d{4,5}$", description="arXiv id")
     sources: dict[Fact, Text] = Field(description="where each fact that is stated was read")
 
     @model_validator(mode="after")

@@ -82,7 +82,7 @@ def method_papers(record: RunRecord) -> list[MethodPaper]:
 def _paper(name: str) -> MethodPaper:
     text = _docs().get(name, "")
     title = " ".join(text.strip().split("\n\n")[0].split())
-    arxiv = re.search(r"arXiv[: ](\d{4}\.\d{5})", text)
+    arxiv = re.search(r"arXiv[: ](\d{4}\.\d{4,5})", text)
     plain = re.sub(r"\s*\(arXiv[^)]*\)", "", title).removeprefix(f"{name}:").strip(" .")
     return MethodPaper(name, plain, None if arxiv is None else arxiv[1])
 
