@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -34,7 +34,7 @@ def push(
     """
     from limbeck.zoo.push import push_files, push_student
 
-    options = dict(results=results, dataset=dataset, task_id=task_id, teacher_repo=teacher_repo)
+    options: dict[str, Any] = dict(results=results, dataset=dataset, task_id=task_id, teacher_repo=teacher_repo)
     if dry_run:
         files, last = push_files(name, repo, revision=revision, **options), "nothing was sent"
     else:
@@ -126,20 +126,21 @@ def _show(entry: PublicStudent) -> None:
         licence=entry.licence,
         paper=entry.paper and f"https://arxiv.org/abs/{entry.paper}",
     )
+    sources: dict[str, str] = {**entry.sources}
     typer.echo("not Limbeck's; Limbeck has measured nothing of it")
     for key, value in facts.items():
-        source = entry.sources.get(key)  # pyright: ignore[reportArgumentType, reportCallIssue]
+        source = sources.get(key)
         typer.echo(f"{key:8} {value or 'not found out'}{f'  ({source})' if source else ''}")
     if entry.install:
         typer.echo(f"install  {entry.install}")
     typer.echo(f"\n{entry.code}")
 
 
-def _plain(entry: PublicStudent) -> dict[str, object]:
+def _plain(entry: PublicStudent) -> dict[str, Any]:
     return entry.model_dump(mode="json", by_alias=True) | dict(code=entry.code)
 
 
-def _print_json(value: object) -> None:
+def _print_json(value: Any) -> None:
     from limbeck.cli._zoo_predict import print_json
 
     print_json(value)
