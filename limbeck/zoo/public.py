@@ -212,7 +212,7 @@ def load_public(name: str, pretrained: bool = True) -> Any:
     Raises: UnknownName with near names; ExtraMissing; ConfigError for a library that limbeck does not call; HubError
         where the weights cannot be fetched.
     """
-    from limbeck.zoo.hub import hub_errors
+    from limbeck.zoo.hub_errors import hub_errors
 
     entry = find_public(name)
     if entry.library not in _LOADERS:

@@ -16,7 +16,7 @@ from limbeck.engine.record import RunRecord, read_record, record_path
 from limbeck.engine.weights import sha256_file
 from limbeck.errors import ConfigError
 from limbeck.zoo.card import Card
-from limbeck.zoo.hub import HubError, hub_errors
+from limbeck.zoo.hub_errors import HubError, hub_errors
 from limbeck.zoo.index import CARDS, WEIGHTS, find, weights_path
 from limbeck.zoo.metafile import render_metafile
 from limbeck.zoo.model_card import eval_results_yaml, record_file, reference, render_model_card

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from limbeck.cli.app import app
 from limbeck.errors import ConfigError, CorruptFile, ExtraMissing, UnknownName
 from limbeck.zoo import list_public, load_public
-from limbeck.zoo.hub import HubError
+from limbeck.zoo.hub_errors import HubError
 from limbeck.zoo.public import DATA, PublicStudent, find_public, public_students, read_families
 
 ENTRIES = list(public_students().values())

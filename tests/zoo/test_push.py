@@ -18,7 +18,7 @@ from limbeck.engine.record import read_record, write_record
 from limbeck.engine.weights import sha256_file
 from limbeck.errors import ConfigError, CorruptFile, UnknownName
 from limbeck.zoo import load_student, push_student
-from limbeck.zoo.hub import HubError
+from limbeck.zoo.hub_errors import HubError
 from limbeck.zoo.index import find, weights_path
 from limbeck.zoo.push import push_files
 from tests.zoo.fabricate import NAME, fabricate, flip_bit, make_zoo
