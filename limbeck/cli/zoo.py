@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from limbeck.cli import zoo_share
 from limbeck.cli._zoo_predict import (
     check_no_input,
     check_options,
@@ -284,3 +285,8 @@ def _input(card: Card) -> str:
 
 def _coloured(name: str, colour: tuple[int, int, int]) -> str:
     return f"{name} #{bytes(colour).hex()}"
+
+
+app.command()(zoo_share.push)
+app.command()(zoo_share.metafile)
+app.command()(zoo_share.public)

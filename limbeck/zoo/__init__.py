@@ -10,8 +10,11 @@ __all__ = [
     "add_student",
     "export_student",
     "find",
+    "list_public",
     "list_students",
+    "load_public",
     "load_student",
+    "push_student",
     "weight_files",
     "weights_path",
 ]
@@ -22,7 +25,9 @@ if TYPE_CHECKING:
     from limbeck.zoo.index import find, list_students, weight_files, weights_path
     from limbeck.zoo.load import load_student
     from limbeck.zoo.predictor import Predictor
+    from limbeck.zoo.public import list_public, load_public
     from limbeck.zoo.publish import add_student
+    from limbeck.zoo.push import push_student
 
 # Public names and the module that has each: torch is imported by the first use that needs it.
 _LAZY = {
@@ -31,8 +36,11 @@ _LAZY = {
     "add_student": "publish",
     "export_student": "export",
     "find": "index",
+    "list_public": "public",
     "list_students": "index",
+    "load_public": "public",
     "load_student": "load",
+    "push_student": "push",
     "weight_files": "index",
     "weights_path": "index",
 }
