@@ -9,7 +9,9 @@ import typer
 
 from limbeck.cli import leaderboard_generated as generated
 from limbeck.cli import leaderboard_pictures as pictures
-from limbeck.cli.leaderboard_pictures import RESULTS, SITE, ResultsFolder, Runs, SiteFolder
+from limbeck.cli import leaderboard_reported as reported_tables
+from limbeck.cli import leaderboard_submit as contributions
+from limbeck.cli.leaderboard_pictures import RESULTS, SITE, ResultsFolder, Runs, SiteFolder, place
 
 app = typer.Typer(no_args_is_help=True, help="Show, build, draw, compare, verify and reproduce benchmark results.")
 
@@ -17,6 +19,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tabl
 WithAblations = Annotated[
     bool, typer.Option("--ablations/--no-ablations", help="Methods at other values of an option.")
 ]
+Records = Annotated[Path, typer.Argument(parser=place, metavar="FOLDER|GIT-URL")]
 Names = Annotated[list[str] | None, typer.Argument(metavar="[BENCHMARK]...", help="All when none is named.")]
 
 
@@ -92,6 +95,9 @@ for _draw in (
     generated.samples,
     generated.trajectories,
     generated.hand_over,
+    reported_tables.reported,
+    reported_tables.compare_reported,
+    contributions.submit,
 ):
     app.command()(_draw)
 
@@ -200,7 +206,7 @@ def verify(
 
 
 @app.command()
-def reproduce(ours: Path, theirs: Path, as_json: AsJson = False) -> None:
+def reproduce(ours: Records, theirs: Records, as_json: AsJson = False) -> None:
     """Look for each cell of THEIRS in OURS: identical, within interval, differs, missing; exit 1 for the last two.
 
     Example: limbeck leaderboard reproduce my-results results
