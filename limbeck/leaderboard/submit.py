@@ -20,7 +20,7 @@ from limbeck.engine.config import PLAIN, PairConfig, TrainedTeacher, expand, is_
 from limbeck.engine.record import RunRecord, config_hash, read_record, record_id, record_path, write_record
 from limbeck.engine.weights import sha256_file
 from limbeck.errors import ConfigError, CorruptFile
-from limbeck.leaderboard.checks import DuplicateRecord, MissingBaseline, ResultsError
+from limbeck.leaderboard.checks import DuplicateRecord, MissingBaseline, ResultsError, teacher_ids
 from limbeck.leaderboard.store import load_results
 
 SEEDS = 2  # fewer have no interval, so they could not be ranked
@@ -49,7 +49,7 @@ class Submission:
         if not self.written:
             return [*self.notes, "every record is there already; nothing to commit"]
         files = [path.relative_to(self.checkout).as_posix() for path in self.written]
-        folders = sorted({str(Path(f).parent) for f in files})
+        folders = sorted({Path(f).parents[1].as_posix() for f in files})
         return [
             *self.notes,
             *(f"wrote {name}" for name in files),
@@ -192,14 +192,17 @@ def _present(results: Path, record: RunRecord) -> bool:
 
 
 def _check_seeds(results: Path, records: Sequence[RunRecord]) -> None:
-    """Every method has its plain student on each seed, and enough seeds for an interval."""
+    """Every student has its plain one on each seed; methods, but for students that teach, have seeds for an interval."""
     ids = {r.id for r in records}
+    teach = {identity for r in records for identity in teacher_ids(r)}
     for record in records:
         if is_teacher(record.method):
             continue
         wanted = record_id(record.benchmark, record.pair, PLAIN, record.seed)
         if wanted not in ids and not record_path(results, wanted).is_file():
             raise MissingBaseline(f"{record.id} has no plain student of its seed; run it and submit it too: {wanted}")
+        if record.method.lower() == PLAIN or record.id in teach:
+            continue
         folder = record_path(results, record.id).parent
         seeds = {r.seed for r in records if record_path(results, r.id).parent == folder}
         seeds |= {int(p.stem[4:]) for p in folder.glob("seed*.json") if p.stem[4:].isdecimal()}
@@ -232,7 +235,9 @@ def _check_weights(weights: str | Path | None, records: Iterable[RunRecord]) -> 
     digest = sha256_file(file)
     owner = next((r.id for r in records if r.student_sha256 == digest), None)
     if owner is None:
-        raise CorruptFile(f"{file}: sha256 is {digest[:12]}…, which is of none of the records; name their run's student")
+        raise CorruptFile(
+            f"{file}: sha256 is {digest[:12]}…, which is of none of the records; name their run's student"
+        )
     return [f"{file} is the student of {owner}; results/ holds records alone: put it into the zoo with limbeck zoo add"]
 
 
