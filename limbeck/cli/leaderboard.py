@@ -175,9 +175,7 @@ def _show_curves(benchmark: str, results: Path, pair: str | None, as_json: bool)
 def verify(
     names: Annotated[
         list[str] | None,
-        typer.Argument(
-            metavar="[RECORD|BENCHMARK]...", help="Record files, ids, or benchmarks; all when none is named."
-        ),
+        typer.Argument(metavar="[RECORD|BENCHMARK]...", help="Files, ids or benchmarks; all when none is named."),
     ] = None,
     results: ResultsFolder = RESULTS,
     runs: Runs = None,

@@ -95,9 +95,7 @@ def parse_repository(place: str) -> Repository:
     if not path or (scheme != "file" and not urlsplit(url).hostname) or host.startswith("-"):
         raise ConfigError(f"{place!r} names no repository; write it as {_EXAMPLE}")
     if urlsplit(url).password:
-        raise ConfigError(
-            "a Git URL with a password would be kept in the cache's names; use a credential helper or ssh"
-        )
+        raise ConfigError("a Git URL with a password would be shown and kept; use a credential helper or ssh")
     if (at and not ref) or ref.startswith("-") or re.search(r"[\s~^:?*\[\\]|\.\.", ref):
         raise ConfigError(f"{place!r}: {ref!r} is no branch, tag or commit; write it as {_EXAMPLE}")
     if ".." in Path(subfolder).parts:

@@ -16,11 +16,12 @@ from pathlib import Path
 from shutil import copytree
 from tempfile import TemporaryDirectory
 
-from limbeck.engine.config import PLAIN, PairConfig, TrainedTeacher, expand, is_teacher, load_pair, shipped_configs
+from limbeck.engine.config import PLAIN, PairConfig, TrainedTeacher, expand, is_teacher, load_pair
 from limbeck.engine.record import RunRecord, config_hash, read_record, record_id, record_path, write_record
 from limbeck.engine.weights import sha256_file
 from limbeck.errors import ConfigError, CorruptFile
 from limbeck.leaderboard.checks import DuplicateRecord, MissingBaseline, ResultsError, teacher_ids
+from limbeck.leaderboard.shipped import shipped_pairs
 from limbeck.leaderboard.store import load_results
 
 SEEDS = 2  # fewer have no interval, so they could not be ranked
@@ -118,22 +119,12 @@ def _pairs(
 ) -> tuple[dict[tuple[str, str], PairConfig | None], set[tuple[str, str]]]:
     """Each record's pair config, and which of them Limbeck ships."""
     wanted = {(r.benchmark, r.pair) for r in records}
-    found: dict[tuple[str, str], PairConfig | None] = dict.fromkeys(wanted)
-    shipped: set[tuple[str, str]] = set()
-    for name, path in shipped_configs().items():
-        if not wanted - shipped:
-            break
-        # a pair's name stands in its own file: reading the text first spares running a hundred configs
-        text = path.read_text(encoding="utf-8")
-        if any(f'"{pair}"' in text or f"'{pair}'" in text for _, pair in wanted - shipped):
-            made = load_pair(name)
-            if (made.benchmark, made.pair) in wanted:
-                found[made.benchmark, made.pair] = made
-                shipped.add((made.benchmark, made.pair))
+    shipped = {key: pair for key, (_, pair) in shipped_pairs(wanted).items()}
+    found: dict[tuple[str, str], PairConfig | None] = {**dict.fromkeys(wanted), **shipped}
     if config is not None:
         made = load_pair(config)
-        found |= {(made.benchmark, made.pair): made} if (made.benchmark, made.pair) in wanted - shipped else {}
-    return found, shipped
+        found |= {(made.benchmark, made.pair): made} if (made.benchmark, made.pair) in wanted - shipped.keys() else {}
+    return found, set(shipped)
 
 
 def _check_status(path: Path, record: RunRecord, licences: Mapping[str, str] | None) -> None:
@@ -143,8 +134,8 @@ def _check_status(path: Path, record: RunRecord, licences: Mapping[str, str] | N
         raise SubmitError(f"{path}: selected on the test split, which only reported figures may be; run it again")
     if licences is not None and record.data.name not in licences:
         raise SubmitError(
-            f"{path}: no licence is known of data set {record.data.name!r}; add its terms to limbeck/zoo/terms.py in the "
-            "same pull request"
+            f"{path}: no licence is known of data set {record.data.name!r}; add its terms to limbeck/zoo/terms.py in "
+            "the same pull request"
         )
 
 
@@ -192,7 +183,7 @@ def _present(results: Path, record: RunRecord) -> bool:
 
 
 def _check_seeds(results: Path, records: Sequence[RunRecord]) -> None:
-    """Every student has its plain one on each seed; methods, but for students that teach, have seeds for an interval."""
+    """Every student has its plain one; methods, but for students that teach, have seeds for an interval."""
     ids = {r.id for r in records}
     teach = {identity for r in records for identity in teacher_ids(r)}
     for record in records:
@@ -235,9 +226,7 @@ def _check_weights(weights: str | Path | None, records: Iterable[RunRecord]) -> 
     digest = sha256_file(file)
     owner = next((r.id for r in records if r.student_sha256 == digest), None)
     if owner is None:
-        raise CorruptFile(
-            f"{file}: sha256 is {digest[:12]}…, which is of none of the records; name their run's student"
-        )
+        raise CorruptFile(f"{file}: sha256 is {digest[:12]}…, which is of none of the records; name theirs")
     return [f"{file} is the student of {owner}; results/ holds records alone: put it into the zoo with limbeck zoo add"]
 
 

@@ -106,12 +106,8 @@ def test_hash_of_data_is_that_of_the_files_on_the_disk(tmp_path: Path) -> None:
             folder = tmp_path / split / name
             folder.mkdir(parents=True)
             Image.fromarray(np.full((8, 8, 3), 7, np.uint8)).save(folder / "1.png")
-    config = {
-        "data": {
-            split: dict(type="ImageFolder", root=str(tmp_path), split=split, size=8)
-            for split in ("train", "val", "test")
-        }
-    }
+    splits = ("train", "val", "test")
+    config = {"data": {s: dict(type="ImageFolder", root=str(tmp_path), split=s, size=8) for s in splits}}
     first = content_hashes()(config)
     assert content_hashes()(config) == first
     Image.fromarray(np.full((8, 8, 3), 9, np.uint8)).save(tmp_path / "test" / "b" / "1.png")

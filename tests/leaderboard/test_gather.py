@@ -124,9 +124,8 @@ def test_places_that_mean_no_repository_are_refused_before_git_is_asked(
 
 
 def test_urls_are_taken_apart() -> None:
-    assert parse_repository("git+https://h.org/a/b.git@v1#runs/x") == Repository(
-        "https://h.org/a/b.git", "v1", "runs/x"
-    )
+    whole = parse_repository("git+https://h.org/a/b.git@v1#runs/x")
+    assert whole == Repository("https://h.org/a/b.git", "v1", "runs/x")
     assert parse_repository("git+https:/h.org/a/b") == Repository("https://h.org/a/b")
     assert parse_repository("git+ssh://git@h.org/a/b@x/y") == Repository("ssh://git@h.org/a/b", "x/y")
     assert parse_repository("file:///srv/b.git") == Repository("file:///srv/b.git")

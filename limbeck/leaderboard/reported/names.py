@@ -109,7 +109,7 @@ def source_rows(identity: str) -> list[ReportedRow]:
     """
     known = aliases().sources
     if identity not in known:
-        raise UnknownName("published table", identity, known, "; list them with: limbeck bench reproduce --list")
+        raise UnknownName("published table", identity, known, "among those of limbeck bench reproduce --list")
     return [row for row in reported_rows() if row.source_repo == known[identity]]
 
 
