@@ -2,31 +2,31 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from functools import cache
 
 from limbeck.engine.config import PairConfig, load_pair, shipped_configs
 
 Key = tuple[str, str]
+_PAIR = re.compile(r'^pair = "([^"]+)"$', re.MULTILINE)
 _load = cache(load_pair)
 
 
-def shipped_pairs(wanted: Iterable[Key]) -> dict[Key, tuple[str, PairConfig]]:
-    """The name and config of each of some (benchmark, pair) that Limbeck ships; the others are left out.
-
-    Running every config takes seconds, so those whose text has the pair's name come first.
-    """
-    missing = set(wanted)
-    pairs = {pair for _, pair in missing}
-    texts = {name: path.read_text(encoding="utf-8") for name, path in shipped_configs().items()}
-    likely = [name for name, text in texts.items() if any(f'"{p}"' in text for p in pairs)]
-    found: dict[Key, tuple[str, PairConfig]] = {}
-    for name in dict.fromkeys([*likely, *texts]):
-        if not missing:
-            break
-        made = _load(name)
-        key = (made.benchmark, made.pair)
-        if key in missing:
-            missing.remove(key)
-            found[key] = (name, made)
+@cache
+def stated_pairs() -> dict[str, tuple[str, ...]]:
+    """Pair → the shipped configs that state it; running a hundred configs for their names would take seconds."""
+    found: dict[str, tuple[str, ...]] = {}
+    for name, path in shipped_configs().items():
+        match = _PAIR.search(path.read_text(encoding="utf-8"))
+        if match:
+            found[match[1]] = (*found.get(match[1], ()), name)
     return found
+
+
+def shipped_pairs(wanted: Iterable[Key]) -> dict[Key, tuple[str, PairConfig]]:
+    """The name and config of each of some (benchmark, pair) that Limbeck ships; the others are left out."""
+    keys = set(wanted)
+    names = dict.fromkeys(name for _, pair in sorted(keys) for name in stated_pairs().get(pair, ()))
+    made = {name: _load(name) for name in names}
+    return {key: (name, pair) for name, pair in made.items() if (key := (pair.benchmark, pair.pair)) in keys}

@@ -17,6 +17,7 @@ from limbeck.leaderboard.reported import (
     reported_rows,
     source_rows,
 )
+from limbeck.leaderboard.shipped import stated_pairs
 
 ROWS = [*reported_rows(), *reported_gains(), *reported_reruns()]
 
@@ -101,3 +102,8 @@ def test_names_of_one_task_do_not_reach_another() -> None:
 def test_label_fractions_lead_to_benchmarks_of_their_own() -> None:
     found = {(r.schedule, counterpart(r).benchmarks) for r in reported_rows() if r.method == "DHO"}
     assert found == {("1% labels", ("imagenet-1pct",)), ("10% labels", ("imagenet-10pct",))}
+
+
+def test_every_shipped_config_states_its_pair_where_it_is_looked_for(pairs: dict[str, list[PairConfig]]) -> None:
+    assert set(stated_pairs()) == {pair.pair for found in pairs.values() for pair in found}
+    assert sum(map(len, stated_pairs().values())) == sum(map(len, pairs.values()))
