@@ -94,7 +94,7 @@ def table_suite(name: str) -> Suite:
                 groups.append(group.model_copy(update=dict(seeds=group.seeds or suite.seeds)))
     if not groups:
         raise UnknownName("table", name, {*known, *tables}, "among those of limbeck bench reproduce --list")
-    return Suite(name=name.replace("/", "-"), title=name, seeds=groups[0].seeds, groups=groups)
+    return Suite(name=name.replace("/", "-"), title=name, seeds=groups[0].seeds, groups=groups, minutes="")
 
 
 def plan_cells(suite: Suite, cells: Sequence[Cell], *, pair: str | None = None) -> Plan:

@@ -142,9 +142,9 @@ def published_suite(identity: str, cells: Iterable[PublishedCell]) -> Suite | No
     for cell in cells:
         if cell.state == "can run" and cell.method not in methods.setdefault(cell.config, []):
             methods[cell.config].append(cell.method)
-    groups = [Group(config=config, methods=names) for config, names in methods.items()]
+    groups = [Group(config=config, methods=names, extra=None) for config, names in methods.items()]
     name = identity.removeprefix(PREFIX)
-    return Suite(name=name, title=name, seeds=[0], groups=groups) if groups else None
+    return Suite(name=name, title=name, seeds=[0], groups=groups, minutes="") if groups else None
 
 
 def render_published(identity: str, cells: Sequence[PublishedCell], results: Path, console: Console) -> None:
