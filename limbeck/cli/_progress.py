@@ -41,7 +41,7 @@ class SuiteDisplay:
         self.title, self.total = title, total
         self.runs: dict[str, TaskID] = {}
         self.done = self.skipped = 0
-        self.suite = self.progress.add_task(f"[bold]suite {title}[/]", total=total)
+        self.suite = self.progress.add_task(f"[bold]suite {escape(title)}[/]", total=total)
 
     def __call__(self, event: Event) -> None:
         """Show one event."""
@@ -54,17 +54,17 @@ class SuiteDisplay:
         self.progress.update(self.suite, total=self.total - self.skipped)
 
     def _start(self, event: Event) -> None:
-        self.runs[event.id] = self.progress.add_task(f"  {event.id}", total=None)
+        self.runs[event.id] = self.progress.add_task(f"  {escape(event.id)}", total=None)
 
     def _step(self, event: Event) -> None:
         if event.id in self.runs:
             self.progress.update(self.runs[event.id], completed=event.done, total=event.total)
 
     def _finish(self, event: Event) -> None:
-        self._close(event, f"[green]✓[/] {event.id}  {event.text}")
+        self._close(event, f"[green]✓[/] {escape(event.id)}  {escape(event.text)}")
 
     def _fail(self, event: Event) -> None:
-        self._close(event, f"[red]✗[/] {event.id}  {event.text}")
+        self._close(event, f"[red]✗[/] {escape(event.id)}  {escape(event.text)}")
 
     def _close(self, event: Event, line: str) -> None:
         self.done += 1

@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from limbeck.cli import bench_reproduce
+
 if TYPE_CHECKING:
     from limbeck.engine.bench import Outcome
     from limbeck.engine.suite import Suite
 
 app = typer.Typer(no_args_is_help=True)
+app.command("reproduce")(bench_reproduce.reproduce)
 
 SuiteArgument = Annotated[str, typer.Argument(help="A suite: see `limbeck bench list`, or a .toml file.")]
 JobsOption = Annotated[int, typer.Option("--jobs", "-j", min=0, help="Runs at a time; 0 is one a core.")]
@@ -51,6 +54,7 @@ def list_() -> None:
     Example: limbeck bench list
     """
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from limbeck.engine.suite import load_suite, plan, suites
@@ -58,7 +62,7 @@ def list_() -> None:
     table = Table("suite", "what", "runs", "time on 2 cores", box=None)
     for name in suites():
         suite = load_suite(name)
-        table.add_row(name, suite.title, str(len(plan(suite))), suite.minutes)
+        table.add_row(name, escape(suite.title), str(len(plan(suite))), escape(suite.minutes))
     Console().print(table)
 
 
@@ -157,6 +161,7 @@ def _run(
     ray: str | None,
 ) -> Outcome:
     from rich.console import Console
+    from rich.markup import escape
 
     from limbeck.cli._progress import suite_display
     from limbeck.engine.bench import run_suite
@@ -181,11 +186,11 @@ def _run(
     if not outcome.made and not outcome.failed:
         console.print(f"all {len(outcome.found)} records of suite {suite.name} were there already: {out / 'records'}")
     for identity, message in outcome.failed.items():
-        console.print(f"[red]failed[/] {identity}: {message}", highlight=False)
+        console.print(f"[red]failed[/] {escape(identity)}: {escape(message)}", highlight=False)
     try:
         show_tables(out / "records", console)
     except ResultsError as error:
         if not outcome.failed:  # with failures, what is left may be no table: the failures are what matters
             raise
-        console.print(f"no table: {error}", highlight=False)
+        console.print(f"no table: {escape(str(error))}", highlight=False)
     return outcome

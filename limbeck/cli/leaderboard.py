@@ -9,7 +9,9 @@ import typer
 
 from limbeck.cli import leaderboard_generated as generated
 from limbeck.cli import leaderboard_pictures as pictures
-from limbeck.cli.leaderboard_pictures import RESULTS, SITE, ResultsFolder, Runs, SiteFolder
+from limbeck.cli import leaderboard_reported as reported_tables
+from limbeck.cli import leaderboard_submit as contributions
+from limbeck.cli.leaderboard_pictures import RESULTS, SITE, ResultsFolder, Runs, SiteFolder, place
 
 app = typer.Typer(no_args_is_help=True, help="Show, build, draw, compare, verify and reproduce benchmark results.")
 
@@ -17,6 +19,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tabl
 WithAblations = Annotated[
     bool, typer.Option("--ablations/--no-ablations", help="Methods at other values of an option.")
 ]
+Records = Annotated[Path, typer.Argument(parser=place, metavar="FOLDER|GIT-URL")]
 Names = Annotated[list[str] | None, typer.Argument(metavar="[BENCHMARK]...", help="All when none is named.")]
 
 
@@ -92,6 +95,9 @@ for _draw in (
     generated.samples,
     generated.trajectories,
     generated.hand_over,
+    reported_tables.reported,
+    reported_tables.compare_reported,
+    contributions.submit,
 ):
     app.command()(_draw)
 
@@ -167,40 +173,40 @@ def _show_curves(benchmark: str, results: Path, pair: str | None, as_json: bool)
 
 @app.command()
 def verify(
-    benchmarks: Names = None,
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[RECORD|BENCHMARK]...", help="Files, ids or benchmarks; all when none is named."),
+    ] = None,
     results: ResultsFolder = RESULTS,
     runs: Runs = None,
     as_json: AsJson = False,
 ) -> None:
-    """Evaluate the zoo's weights again and say whether each record holds; exit 1 when one is off.
+    """Hash records, weights and data again, evaluate weights again, and name what does not hold; exit 1 then.
 
     Example: limbeck leaderboard verify bccd --results results --runs out/bccd/runs
     """
-    from limbeck.engine.suite import benchmarks_of
-    from limbeck.leaderboard.store import load_results
-    from limbeck.leaderboard.verify import verification_json, verify_records, with_runs
+    from limbeck.leaderboard.audit import audit, content_hashes, counts, named_files
+    from limbeck.leaderboard.verify import verification_json
 
-    loaded = load_results(results, benchmarks=benchmarks_of(benchmarks))
+    files = named_files(results, names)
     evaluate, weights = _evaluation()
-    records = list({r.id: r for group in loaded for r in group.records}.values())
-    weights = with_runs(weights, records, runs)
+    checked = audit(files, evaluate, weights, data_hash=content_hashes(), results=results, runs=runs)
     done = []
     with pictures.progress(not as_json) as progress:
-        for one in progress.track(verify_records(records, evaluate, weights), total=len(records), description="verify"):
+        for one in progress.track(checked, total=len(files), description="verify"):
             done.append(one)
             if not as_json and one.verdict != "no weights":
                 progress.console.print(f"{one.id}: {one.text}", markup=False, highlight=False)
-    counts = {v: sum(d.verdict == v for d in done) for v in ("holds", "off", "no weights")}
     if as_json:
         _print_json([verification_json(d) for d in done])
     else:
-        typer.echo(", ".join(f"{n} {verdict}" for verdict, n in counts.items()))
-    if counts["off"]:
+        typer.echo(", ".join(f"{n} {verdict}" for verdict, n in counts(done).items()))
+    if any(d.verdict in ("off", "changed") for d in done):
         raise typer.Exit(1)
 
 
 @app.command()
-def reproduce(ours: Path, theirs: Path, as_json: AsJson = False) -> None:
+def reproduce(ours: Records, theirs: Records, as_json: AsJson = False) -> None:
     """Look for each cell of THEIRS in OURS: identical, within interval, differs, missing; exit 1 for the last two.
 
     Example: limbeck leaderboard reproduce my-results results

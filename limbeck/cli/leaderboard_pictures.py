@@ -9,7 +9,16 @@ from typing import Annotated, Any
 
 import typer
 
-ResultsFolder = Annotated[Path, typer.Option("--results", help="Folder of records.")]
+
+def place(named: str) -> Path:
+    """The folder of records that an option names; a Git URL is cloned into the cache."""
+    from limbeck.leaderboard.gather import resolve_results
+
+    return resolve_results(named)
+
+
+RESULTS_HELP = "Folder of records, or git+URL@ref#subfolder."
+ResultsFolder = Annotated[Path, typer.Option("--results", parser=place, metavar="FOLDER|GIT-URL", help=RESULTS_HELP)]
 SiteFolder = Annotated[Path, typer.Option("--out", help="Folder of the page.")]
 Runs = Annotated[Path | None, typer.Option(help="Folder of a suite's runs, for weights that the zoo does not have.")]
 TeacherRuns = Annotated[

@@ -86,9 +86,26 @@ def run_suite(
         ray: address of a Ray cluster that shares `out`, or 'local'.
     Raises: UserError before anything is trained.
     """
+    planned = plan(suite, seeds=seeds, only=only)
+    return run_jobs(planned, out, jobs=jobs, threads=threads, device=device, ray=ray, on_event=on_event)
+
+
+def run_jobs(
+    planned: list[Job],
+    out: str | Path,
+    *,
+    jobs: int = 0,
+    threads: int = 1,
+    device: str = "cpu",
+    ray: str | None = None,
+    on_event: Callable[[Event], None] = lambda event: None,
+) -> Outcome:
+    """Make the runs of a plan that have no record yet; a run's teachers have to be in the plan. See `run_suite`.
+
+    Raises: UserError before anything is trained.
+    """
     paths = Paths(Path(out))
     workers = jobs or os.cpu_count() or 1
-    planned = plan(suite, seeds=seeds, only=only)
     check_output(paths.out)
     outcome = Outcome()
     with exclusive(paths.out):

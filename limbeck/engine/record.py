@@ -34,6 +34,12 @@ def _finite(value: float) -> float:
     return value
 
 
+# What would move a terminal's cursor or turn the direction of text, as JSON has it: escaped, or as it is.
+_CONTROL = re.compile(
+    r"(?<!\\)(?:\\\\)*\\u(?:00(?:[01][0-9a-f]|7f|[89][0-9a-f])|20(?:0[ef]|2[a-e]|6[6-9]))"
+    "|[\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]",
+    re.IGNORECASE,
+)
 Finite = Annotated[float, AfterValidator(_finite)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
@@ -223,8 +229,8 @@ def read_record(path: str | Path) -> RunRecord:
     """
     file = Path(path)
     try:
-        raw = json.loads(file.read_text(encoding="utf-8"))
-        record = RunRecord.model_validate(raw)
+        text = file.read_text(encoding="utf-8")
+        record = RunRecord.model_validate(json.loads(text))
     except OSError as error:
         raise CorruptFile(f"{file}: cannot be read ({error.strerror}); name a record, or run it again") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -233,6 +239,8 @@ def read_record(path: str | Path) -> RunRecord:
         first = error.errors()[0]
         where = ".".join(str(p) for p in first["loc"]) or "record"
         raise CorruptFile(f"{file}: {where}: {first['msg']}; run it again") from error
+    if found := _CONTROL.search(text):
+        raise CorruptFile(f"{file}: holds the control character {found[0]!a}, which no record needs; take it out")
     found = config_hash(record.config)
     if found != record.config_hash:
         raise CorruptFile(

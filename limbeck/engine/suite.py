@@ -27,7 +27,7 @@ from limbeck.errors import ConfigError, ExtraMissing, UnknownName
 
 State = Literal["done", "stale", "failed", "missing"]
 Extra = Literal["segmentation", "detection", "pointcloud", "diffusion", "multimodal"]
-_STACKS: dict[Extra, str] = {
+STACKS: dict[Extra, str] = {
     "segmentation": "mmseg",
     "detection": "mmdet",
     "pointcloud": "mmdet3d",
@@ -76,7 +76,7 @@ class Suite(BaseModel):
 
     def installed(self) -> tuple[Suite, list[ExtraMissing]]:
         """The suite without the groups whose extra is not installed, and why each of those is left out."""
-        groups = [g for g in self.groups if g.extra is None or find_spec(_STACKS[g.extra])]
+        groups = [g for g in self.groups if g.extra is None or find_spec(STACKS[g.extra])]
         missing = [ExtraMissing(g.config, g.extra) for g in self.groups if g.extra and g not in groups]
         return self.model_copy(update=dict(groups=groups)), missing
 

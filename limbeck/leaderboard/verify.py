@@ -33,20 +33,24 @@ OTHERWISE_LOWER = Tolerance(relative=1e-3)  # of a primary metric that is lower 
 
 @dataclass(frozen=True)
 class Verification:
-    """One record and what its weights give today; differences are found − recorded, of the judged metrics."""
+    """One record and what its weights give today; differences are found − recorded, of the judged metrics.
+
+    changed: with the verdicts 'changed' and 'not here', what was tampered with or is missing, in a sentence.
+    """
 
     id: str
-    verdict: Literal["holds", "off", "no weights"]
+    verdict: Literal["holds", "off", "no weights", "changed", "not here"]
     recorded: dict[str, float] = field(default_factory=dict)
     found: dict[str, float] = field(default_factory=dict)
     differences: dict[str, float] = field(default_factory=dict)
     off: tuple[str, ...] = ()
+    changed: str = ""
 
     @property
     def text(self) -> str:
-        """'holds', 'no weights', or 'off by +0.28 top1'."""
+        """'holds', 'no weights', 'off by +0.28 top1', or 'changed: weights: …'."""
         if self.verdict != "off":
-            return self.verdict
+            return f"{self.verdict}: {self.changed}" if self.changed else self.verdict
         gone = [f"no {m}" for m in self.off if m not in self.differences]
         by = [f"{self.differences[m]:+.4g} {m}" for m in self.off if m in self.differences]
         return (

@@ -313,7 +313,7 @@ def test_every_group_on_openmmlab_s_networks_names_its_extra():
     assert groups["segmentation/digit_demo"].extra == "segmentation"
     assert groups["detection/digit_demo"].extra == "detection"
     assert groups["pointcloud/lidar_demo"].extra == "pointcloud"
-    assert groups["multimodal/diffusion/digits_demo"].extra == "multimodal"
+    assert groups["multimodal/diffusion/digits_demo"].extra == "diffusion"
 
 
 # --- resolve ---
