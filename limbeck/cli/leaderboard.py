@@ -31,12 +31,15 @@ def show(
 
     Example: limbeck leaderboard show demo
     """
+    from limbeck.cli._reading import reading
     from limbeck.engine.suite import benchmarks_of
     from limbeck.leaderboard.render import render
     from limbeck.leaderboard.store import load_results
     from limbeck.leaderboard.table import build_tables, to_json
 
-    tables = build_tables(load_results(results, benchmarks=benchmarks_of(benchmarks)))
+    with reading() as report:
+        loaded = load_results(results, benchmarks=benchmarks_of(benchmarks), report=report)
+    tables = build_tables(loaded)
     if as_json:
         _print_json([to_json(t, ablations=ablations) for t in tables])
         return
