@@ -92,10 +92,13 @@ def across(tables: Sequence[Table], methods: Sequence[str] | None = None) -> Acr
     table = tables[0]
     named = None if methods is None else [spelling(tables, m).lower() for m in dict.fromkeys(methods)]
     keys = _fullest(tables) if named is None else [k for k in dict.fromkeys(named) if k != PLAIN]
-    whole = [t for t in tables if _reason(t, keys) is None]
-    left_out = tuple((t.name, str(_reason(t, keys))) for t in tables if t not in whole)
-    if len(whole) < FEWEST or not keys:
-        spelled = ", ".join(spelling(tables, k) for k in keys) or "a method beside the plain student"
+    if not keys:
+        raise ConfigError("no method beside the plain student to compare; name one, or run one on two pairs")
+    reasons = {t.name: _reason(t, [spelling(tables, k) for k in keys]) for t in tables}
+    whole = [t for t in tables if reasons[t.name] is None]
+    left_out = tuple((name, reason) for name, reason in reasons.items() if reason is not None)
+    if len(whole) < FEWEST:
+        spelled = ", ".join(spelling(tables, k) for k in keys)
         raise ConfigError(
             f"{len(whole)} of {len(tables)} pairs have {spelled} beside the plain student; {FEWEST} are the fewest; "
             "name fewer methods, or run them on more pairs"
@@ -133,16 +136,16 @@ def _fullest(tables: Sequence[Table]) -> list[str]:
     return order[: max(sizes)[2]] if sizes else []
 
 
-def _reason(table: Table, keys: Iterable[str]) -> str | None:
+def _reason(table: Table, methods: Iterable[str]) -> str | None:
     """Why a pair is left out; None where it has every method."""
     rows = students_of(table)
-    for key in (PLAIN, *keys):
-        row = rows.get(key)
+    for name in (PLAIN, *methods):
+        row = rows.get(name.lower())
         if row is None:
-            return f"has no {'plain student' if key == PLAIN else key}"
+            return f"has no {'plain student' if name == PLAIN else name}"
         if row.flags:
             return f"{row.method} is {', '.join(row.flags)}"
-        if key != PLAIN and row.gain is None:
+        if name != PLAIN and row.gain is None:
             return f"{row.method} shares no seed with the plain student"
     return None
 
@@ -230,7 +233,7 @@ def across_svg(found: Across) -> str:
     text = StringIO()
     # text stays text, and equal figures give equal files
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "limbeck", "font.size": 10}):
-        figure = Figure(figsize=(8, 1.4 + 0.22 * len(labels)), layout="constrained")
+        figure = Figure(figsize=(8, 1.4 + 0.22 * len(labels)))
         FigureCanvasAgg(figure)
         posthocs.critical_difference_diagram(
             dict(zip(labels, (m.rank for m in found.methods))),
@@ -241,7 +244,9 @@ def across_svg(found: Across) -> str:
             label_fmt_left="{label} ({rank:.2f})",
             label_fmt_right="({rank:.2f}) {label}",
         )
-        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+        figure.savefig(
+            text, format="svg", bbox_inches="tight", transparent=True, metadata={"Date": None, "Creator": None}
+        )
     drawn = text.getvalue()
     return drawn[drawn.index("<svg") :].replace("<svg", f'<svg role="img" aria-label="{escape(_spoken(found))}"', 1)
 

@@ -163,8 +163,8 @@ def _conclusion(found: TaskComparison) -> str:
 
 
 def places_of(found: TaskComparison) -> int:
-    """Decimals that suit the differences."""
-    return max(2, decimals(p.paired.difference.mean for p in found.pairs)) if found.pairs else 2
+    """Decimals that suit the differences: two for points."""
+    return 2 if found.higher_is_better else decimals(p.paired.difference.mean for p in found.pairs)
 
 
 def task_comparison_json(found: TaskComparison) -> dict[str, Any]:

@@ -27,7 +27,7 @@ def render_across(found: Across, console: Console) -> None:
     heading = f"{len(found.methods)} methods over {pairs} pairs, {title(found.metric)} {arrow}"
     console.print(Text(heading, style="bold"))
     lines = grid("mean rank", "method", "gain over plain", "better than plain", words=(1,))
-    places = decimals(g for m in found.methods for g in m.gains)
+    places = 2 if found.higher_is_better else decimals(g for m in found.methods for g in m.gains)
     for one in found.methods:
         plain = one.method.lower() == PLAIN
         gain = BLANK if plain else interval(one.gain, places, sign=True)
