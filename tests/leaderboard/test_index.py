@@ -170,3 +170,14 @@ def test_fast_reading_refuses_as_slow_does(folder: Path, change: Callable[[dict[
     with pytest.raises(CorruptFile) as fast:
         read_fast(path)
     assert str(fast.value) == str(slow.value)
+
+
+def test_a_kept_index_costs_a_fraction_of_reading(folder: Path) -> None:
+    """A ratio of CPU seconds within one process."""
+    write_all(folder, suite(tuple(f"M{n}" for n in range(40)), range(5)))
+    spent = []
+    for _ in range(2):
+        start = time.process_time()
+        assert len(read_index(folder, list_files(folder))) > 200
+        spent.append(time.process_time() - start)
+    assert spent[1] < spent[0] / 2
