@@ -5,7 +5,7 @@
 
 Records are made up from a committed one: other benchmarks, pairs, methods and seeds, and random figures. Each case is a
 process of its own, from its start to its end. Prints JSON, and ends with status 1 when showing one table takes more
-CPU seconds than `--limit`. benchmarks/perf/leaderboard.json has what was found, by number of records.
+CPU seconds than `--limit`. With `--out benchmarks/perf/leaderboard.json` what was found is kept, by number of records.
 """
 
 from __future__ import annotations
