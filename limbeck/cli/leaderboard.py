@@ -11,6 +11,7 @@ from limbeck.cli import leaderboard_generated as generated
 from limbeck.cli import leaderboard_pictures as pictures
 from limbeck.cli import leaderboard_reported as reported_tables
 from limbeck.cli import leaderboard_submit as contributions
+from limbeck.cli import leaderboard_tasks as tasks
 from limbeck.cli.leaderboard_pictures import RESULTS, SITE, ResultsFolder, Runs, SiteFolder, place
 
 app = typer.Typer(no_args_is_help=True, help="Show, build, draw, compare, verify and reproduce benchmark results.")
@@ -34,12 +35,15 @@ def show(
 
     Example: limbeck leaderboard show demo
     """
+    from limbeck.cli._reading import reading
     from limbeck.engine.suite import benchmarks_of
     from limbeck.leaderboard.render import render
     from limbeck.leaderboard.store import load_results
     from limbeck.leaderboard.table import build_tables, to_json
 
-    tables = build_tables(load_results(results, benchmarks=benchmarks_of(benchmarks)))
+    with reading() as report:
+        loaded = load_results(results, benchmarks=benchmarks_of(benchmarks), report=report)
+    tables = build_tables(loaded)
     if as_json:
         _print_json([to_json(t, ablations=ablations) for t in tables])
         return
@@ -86,7 +90,7 @@ def build(
         typer.echo(f"{readme}: {'tables regenerated' if stale else 'tables were up to date'}")
 
 
-for _draw in (
+for _command in (
     pictures.examples,
     pictures.masks,
     pictures.voxels,
@@ -98,23 +102,30 @@ for _draw in (
     reported_tables.reported,
     reported_tables.compare_reported,
     contributions.submit,
+    tasks.across,
+    tasks.pareto,
 ):
-    app.command()(_draw)
+    app.command()(_command)
 
 
 @app.command()
 def compare(
-    benchmark: str,
+    benchmark: Annotated[str, typer.Argument(metavar="[BENCHMARK]")],
     a: Annotated[str | None, typer.Argument(help="All methods' curves by labels where none is named.")] = None,
     b: Annotated[str | None, typer.Argument()] = None,
     results: ResultsFolder = RESULTS,
     pair: Annotated[str | None, typer.Option(help="One pair; all that have both methods otherwise.")] = None,
+    task: Annotated[
+        str | None, typer.Option(help="Compare A B over all pairs of this task; then no BENCHMARK is named.")
+    ] = None,
+    metric: tasks.Metric = None,
     ablations: WithAblations = True,
     as_json: AsJson = False,
 ) -> None:
     """Compare two methods on the seeds that both have: difference, interval, p, cost ratios; then by labels, ablations.
 
-    A variant is named as its records are: KD@temperature=2.0.
+    A variant is named as its records are: KD@temperature=2.0. With --task, A and B alone are named: is the difference
+    real over the pairs of a task?
 
     Example: limbeck leaderboard compare digits DKD KD
     """
@@ -124,6 +135,11 @@ def compare(
     from limbeck.leaderboard.render_curves import render_compared
     from limbeck.leaderboard.store import load_results
 
+    if task is not None:
+        if a is None or b is not None:
+            raise ConfigError("with --task two methods alone are named, and no benchmark: compare DKD KD --task TASK")
+        tasks.compare_over_pairs(benchmark, a, task, metric, results, as_json)
+        return
     if a is None:
         _show_curves(benchmark, results, pair, as_json)
         return

@@ -72,7 +72,7 @@ class Ablation:
 
 def build_ablations(group: Group) -> tuple[Ablation, ...]:
     """The ablations of a group: its variants by method and option, by name."""
-    found: dict[tuple[str, str], list[tuple[Variant, dict[int, RunRecord]]]] = {}
+    found: dict[tuple[str, str], list[tuple[Variant, Mapping[int, RunRecord]]]] = {}
     for seeds in group.variants.values():
         base, variant = split_variant(next(iter(seeds.values())).method)
         assert variant is not None
@@ -81,7 +81,7 @@ def build_ablations(group: Group) -> tuple[Ablation, ...]:
 
 
 def _ablation(
-    group: Group, base: str, option: str, variants: Sequence[tuple[Variant, dict[int, RunRecord]]]
+    group: Group, base: str, option: str, variants: Sequence[tuple[Variant, Mapping[int, RunRecord]]]
 ) -> Ablation:
     own = group.students.get(base, {})
     first = next(iter(variants[0][1].values()))

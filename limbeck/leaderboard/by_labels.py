@@ -16,9 +16,9 @@ Runs = Mapping[int, Mapping[int, tuple[float, str]]]  # value and record id by l
 
 def metrics_by_labels(group: Group) -> list[str]:
     """Names of the metrics that its records have by number of labels, the primary one first."""
-    named = [m for seeds in group.students.values() for r in seeds.values() for m in r.metrics]
+    named = group.runs.filter(group.runs["kind"] == "student")["metrics"].explode().unique(maintain_order=True)
     found = dict.fromkeys(match["metric"] for m in named if (match := _AT.fullmatch(m)))
-    primary = group.sample.primary_metric
+    primary = group.first["primary"]
     return sorted(found, key=lambda name: name != primary)
 
 
@@ -66,22 +66,16 @@ def families_of(groups: Sequence[Group], count: Count) -> list[list[Group]]:
 
 def shots_of(group: Group) -> int | None:
     """Labelled images a class of the group's students; None unless it is one number for all."""
-    found = {_shots(r) for seeds in group.students.values() for r in seeds.values()}
+    found = set(group.runs.filter(group.runs["kind"] == "student")["shots"])
     return found.pop() if len(found) == 1 else None
 
 
 def calls_of(group: Group) -> int | None:
     """Network calls that an image takes the group's students; None unless it is one whole number for all."""
-    found = {r.metrics.get("calls") for seeds in group.students.values() for r in seeds.values()}
+    students = group.runs.filter(group.runs["kind"] == "student")
+    found = {dict(zip(*one)).get("calls") for one in students.select("metrics", "values").iter_rows()}
     calls = found.pop() if len(found) == 1 else None
     return int(calls) if calls is not None and calls == int(calls) else None
-
-
-def _shots(record: RunRecord) -> int | None:
-    train = _train(record)
-    shots = train.get("shots")
-    partly = train.get("type") == "PartlyLabelled"
-    return shots if partly and isinstance(shots, int) and not isinstance(shots, bool) else None
 
 
 def _likeness(group: Group) -> list[Any]:

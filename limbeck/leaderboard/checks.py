@@ -10,7 +10,7 @@ from limbeck.engine.config import PLAIN, TEACHER, is_teacher
 from limbeck.engine.record import RunRecord, record_id
 from limbeck.errors import OutputError, UserError
 
-Runs = dict[str, dict[int, RunRecord]]
+Runs = Mapping[str, Mapping[int, RunRecord]]
 
 
 class ResultsError(UserError):
@@ -71,8 +71,8 @@ def check_same(records: Sequence[RunRecord]) -> None:
     ]
     draws: dict[Any, list[RunRecord]] = {}
     for record in students:
-        draws.setdefault(_drawn(record), []).append(record)
-    rules += [("training data hash", drawn, lambda r: str(r.data.train_hash)) for drawn in draws.values()]
+        draws.setdefault(drawn(record), []).append(record)
+    rules += [("training data hash", runs, lambda r: str(r.data.train_hash)) for runs in draws.values()]
     for name in dict.fromkeys(name for r in records for name in r.data.also):
         having = [r for r in records if name in r.data.also]
         rules.append((f"data hash of {name}", having, lambda r, name=name: r.data.also[name].content_hash))
@@ -86,7 +86,7 @@ def check_same(records: Sequence[RunRecord]) -> None:
                 )
 
 
-def _drawn(record: RunRecord) -> Any:
+def drawn(record: RunRecord) -> Any:
     """What training data is compared by: None where all images have labels.
 
     Of a partly labelled set its pair, for pairs of one benchmark may differ in their shots, and the seed of the draw.

@@ -1,29 +1,30 @@
-"""The store: reads a folder of records, refuses what must not be compared, and groups what may."""
+"""The store: reads a folder of records, refuses what must not be compared, and groups what may.
+
+Everything that tables need is in columns, see `limbeck.leaderboard.index`; a record is read when it is asked for.
+"""
 
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from limbeck.engine.config import PLAIN, TEACHER, is_teacher
-from limbeck.engine.record import FailureRecord, RunRecord, iter_records, record_id
+from limbeck.engine.config import PLAIN
+from limbeck.engine.record import FailureRecord, RunRecord, record_id, record_path
 from limbeck.engine.variant import split_variant
 from limbeck.errors import CorruptFile, UnknownName
-from limbeck.leaderboard.checks import (
-    DuplicateRecord,
-    MisplacedRecord,
-    NoResults,
-    Runs,
-    check_baseline,
-    check_initial,
-    check_same,
-    teacher_ids,
-)
+from limbeck.leaderboard.checks import DuplicateRecord, MisplacedRecord, NoResults, Runs
+from limbeck.leaderboard.index import Listed, Report, list_files, read_index
+from limbeck.leaderboard.runs import check_chosen, check_group, grouped, reference_names, reference_rows, suspicious
+from limbeck.leaderboard.shelf import Seeds, Shelf
+
+if TYPE_CHECKING:
+    import polars as pl
 
 FLAGGED = ("unreliable", "partial")
 
@@ -32,19 +33,50 @@ FLAGGED = ("unreliable", "partial")
 class Group:
     """Records that may be compared: one benchmark version and one pair.
 
-    students: plain student and methods, by name in lower case, then by seed; flagged ones are included.
-    variants: the same of methods with one option at another value, such as 'kd@temperature=2.0'; never ranked.
-    teachers: the teacher records that the methods use, and the pair's own teachers.
+    runs: its runs as columns, see `limbeck.leaderboard.runs.grouped`.
+    shelf: reads its records.
     """
 
     benchmark: str
     version: int
     pair: str
-    students: Runs
-    teachers: list[RunRecord]
-    variants: Runs = field(default_factory=dict)
-    warnings: list[str] = field(default_factory=list)
+    runs: pl.DataFrame = field(repr=False, compare=False)
+    shelf: Shelf = field(repr=False, compare=False)
     failures: list[FailureRecord] = field(default_factory=list)
+
+    @cached_property
+    def students(self) -> Runs:
+        """Plain student and methods, by name in lower case, then by seed; flagged ones are included."""
+        return self._seeds("student")
+
+    @cached_property
+    def variants(self) -> Runs:
+        """The same of methods with one option at another value, such as 'kd@temperature=2.0'; never ranked."""
+        return self._seeds("variant")
+
+    @cached_property
+    def teachers(self) -> list[RunRecord]:
+        """The teacher records that the methods use, and the pair's own teachers."""
+        return [self.shelf[i] for i, kind in self.runs.select("id", "kind").iter_rows() if kind == "teacher"]
+
+    @cached_property
+    def first(self) -> dict[str, Any]:
+        """The columns of `sample`: what is the same in all, without reading a record."""
+        kinds = self.runs["kind"]
+        found = (self.runs.filter(kinds == kind) for kind in ("student", "variant", "teacher"))
+        return next(rows for rows in found if len(rows)).row(0, named=True)
+
+    @cached_property
+    def warnings(self) -> list[str]:
+        """What is missing or flagged, one line each."""
+        return _warnings(self.runs, self.failures)
+
+    def _seeds(self, kind: str) -> Runs:
+        found: dict[str, dict[int, str]] = {}
+        for of, row, seed, identity in self.runs.select("kind", "row", "seed", "id").iter_rows():
+            if of == kind:
+                found.setdefault(row, {})[seed] = identity
+        return {row: Seeds(ids, self.shelf) for row, ids in found.items()}
 
     @property
     def name(self) -> str:
@@ -60,40 +92,23 @@ class Group:
     @property
     def sample(self) -> RunRecord:
         """One record, for what is the same in all: task, data, primary metric, selection."""
-        for seeds in (*self.students.values(), *self.variants.values()):
-            return next(iter(seeds.values()))
-        return self.teachers[0]
+        return self.shelf[self.first["id"]]
 
     @property
     def references(self) -> Runs:
-        """The teachers by the name of their row, then by seed; 'teacher' first.
-
-        A student that teaches, such as a teacher assistant, is in the row 'teacher'. Teachers of one name from two
-        pairs are two rows; the other pair's says where it is from.
-        """
-        origins: dict[tuple[str, str, str, str], list[RunRecord]] = {}
-        for record in self.teachers:
-            method = record.method.lower()
-            name = method if is_teacher(method) else TEACHER
-            origins.setdefault((name, record.benchmark, record.pair, method), []).append(record)
-        shared = Counter(name for name, *_ in origins)
-        rows: Runs = {}
-        for (name, *pair, method), records in origins.items():
-            foreign = shared[name] > 1 and (name != method or pair != [self.benchmark, self.pair])
-            origin = "/".join(pair if name == method else [*pair, method])
-            rows[f"{name} ({origin})" if foreign else name] = {r.seed: r for r in records}
+        """The teachers by the name of their row, then by seed; 'teacher' first; see `reference_names`."""
+        known = [(r.method.lower(), r.benchmark, r.pair) for r in self.teachers]
+        rows: dict[str, dict[int, RunRecord]] = {}
+        for name, record in zip(reference_names(known, self.benchmark, self.pair), self.teachers):
+            rows.setdefault(name, {})[record.seed] = record
         return rows
 
     @property
     def reference(self) -> str | None:
         """The row of `references` that the gap closed is measured by: of the record that most runs of methods name."""
-        named = Counter(r.teacher_record for seeds in self.students.values() for r in seeds.values())
-        votes = {
-            name: (max(named[r.id] for r in seeds.values()), name == TEACHER) for name, seeds in self.references.items()
-        }
-        return max(votes, key=lambda name: votes[name]) if votes else None
+        return next(iter(reference_rows(self.runs).values()), None)
 
-    def method(self, name: str) -> dict[int, RunRecord]:
+    def method(self, name: str) -> Mapping[int, RunRecord]:
         """The records by seed of a method, a teacher, or a variant such as 'KD@temperature=2.0'.
 
         Raises: UnknownName with the nearest methods of this group; ConfigError for a variant that does not read.
@@ -111,11 +126,21 @@ class Group:
 
 @dataclass(frozen=True)
 class Results:
-    """A checked folder of records."""
+    """A checked folder of records.
+
+    index: every record as columns, superseded ones too; see `limbeck.leaderboard.index_row`.
+    runs: the runs of the groups, one after the other.
+    """
 
     folder: Path
     groups: list[Group]
-    paths: dict[str, Path]
+    index: pl.DataFrame = field(repr=False, compare=False)
+    runs: pl.DataFrame = field(repr=False, compare=False)
+
+    @cached_property
+    def paths(self) -> dict[str, Path]:
+        """The files by record id."""
+        return {identity: record_path(self.folder, identity) for identity in self.index["id"]}
 
     def __iter__(self) -> Iterator[Group]:
         return iter(self.groups)
@@ -132,56 +157,81 @@ class Results:
         return [g for g in found if g.version == version]
 
 
-def load_results(folder: str | Path, *, benchmarks: Collection[str] | None = None) -> Results:
+def load_results(
+    folder: str | Path, *, benchmarks: Collection[str] | None = None, report: Report | None = None
+) -> Results:
     """Read, check and group every record below a folder; superseded ones are left out.
 
     Args:
         benchmarks: keep these alone; the others are read but not judged.
+        report: called with how many new files are parsed, of how many.
     Raises: NoResults, CorruptFile, DuplicateRecord, MisplacedRecord, MissingBaseline, MixedRecords, UnknownName.
     """
     root = Path(folder)
     if not root.is_dir():
         raise NoResults(f"{root}: no such folder of records; make some with: limbeck bench run demo")
-    paths, records = _read(root)
-    if not records:
+    listed = list_files(root)
+    index = read_index(root, listed, report)
+    if index.is_empty():
         raise NoResults(f"{root}: holds no record; make some with: limbeck bench run demo")
-    known = {r.benchmark for r in records.values()}
+    _check_places(root, index)
+    names = set(benchmarks or ())
     for name in benchmarks or ():
+        known = set(index["benchmark"].unique())
         if name not in known:
             raise UnknownName("benchmark", name, known, f"in {root}")
-    live = {k: r for k, r in records.items() if r.status not in ("superseded", "failed")}
-    chosen = [r for r in live.values() if not benchmarks or r.benchmark in benchmarks]
-    if not chosen:
+    live = index.filter(~index["status"].is_in(["superseded", "failed"]))
+    chosen = live.filter(live["benchmark"].is_in(list(names))) if names else live
+    if chosen.is_empty():
         raise NoResults(f"{root}: every record is superseded or failed; run the suite again")
-    failures = _read_failures(root)
-    for benchmark in sorted({(r.benchmark, r.benchmark_version) for r in chosen}):
-        check_same([r for r in chosen if (r.benchmark, r.benchmark_version) == benchmark])
-    keys = sorted({(r.benchmark, r.benchmark_version, r.pair) for r in chosen})
-    groups = [_group(key, chosen, live, failures) for key in keys]
-    used = {identity for r in chosen for identity in teacher_ids(r)}
-    groups = [g for g in groups if g.students or g.variants or not all(t.id in used for t in g.teachers)]
-    return Results(root, groups, paths)
+    failures = _failures(listed, index, live)
+    shelf = Shelf(root)
+    check_chosen(chosen, shelf)
+    places, runs = grouped(chosen, live)
+    groups = _groups(places, runs, shelf, failures)
+    for number in suspicious(runs):
+        check_group({**groups[number].students, **groups[number].variants})
+    return Results(root, list(groups.values()), index, runs)
 
 
-def _read(root: Path) -> tuple[dict[str, Path], dict[str, RunRecord]]:
-    paths: dict[str, Path] = {}
-    records: dict[str, RunRecord] = {}
-    for path, record in iter_records(root):
-        if record.id in paths:
-            raise DuplicateRecord(f"{paths[record.id]} and {path} hold the same run {record.id}; delete one")
-        paths[record.id], records[record.id] = path, record
-    for identity, path in paths.items():
-        place = path.relative_to(root).as_posix().removesuffix(".json")
-        if place != identity:
-            raise MisplacedRecord(
-                f"{path}: is the record of {identity}; move it to {root / identity}.json or delete it"
-            )
-    return paths, records
+def _check_places(root: Path, index: pl.DataFrame) -> None:
+    twice = index.filter(index["id"].is_duplicated())
+    if len(twice):
+        identity = twice["id"][0]
+        first, other, *_ = (root / path for path in twice.filter(twice["id"] == identity)["path"])
+        raise DuplicateRecord(f"{first} and {other} hold the same run {identity}; delete one")
+    for path, identity in index.filter(index["path"] != index["id"] + ".json").select("path", "id").head(1).iter_rows():
+        raise MisplacedRecord(
+            f"{root / path}: is the record of {identity}; move it to {root / identity}.json or delete it"
+        )
 
 
-def _read_failures(root: Path) -> list[FailureRecord]:
+def _groups(
+    places: pl.DataFrame, runs: pl.DataFrame, shelf: Shelf, failures: Mapping[tuple[str, str], list[FailureRecord]]
+) -> dict[int, Group]:
+    """The groups by number; each has its slice of the runs."""
+    lengths = dict(runs.group_by("group", maintain_order=True).len().iter_rows())
+    groups, start = {}, 0
+    for number, benchmark, version, pair in places.iter_rows():
+        mine = runs.slice(start, lengths[number])
+        start += lengths[number]
+        groups[number] = Group(benchmark, version, pair, mine, shelf, failures.get((benchmark, pair), []))
+    return groups
+
+
+def _failures(listed: Listed, index: pl.DataFrame, live: pl.DataFrame) -> dict[tuple[str, str], list[FailureRecord]]:
+    """Failures of runs that have no record by now, by benchmark and pair."""
+    done = set(live["id"]) if listed.failures else set()
+    found: dict[tuple[str, str], list[FailureRecord]] = {}
+    for failure in _read_failures(listed.failures):
+        if record_id(failure.benchmark, failure.pair, failure.method, failure.seed) not in done:
+            found.setdefault((failure.benchmark, failure.pair), []).append(failure)
+    return found
+
+
+def _read_failures(paths: Sequence[Path]) -> list[FailureRecord]:
     found = []
-    for path in sorted(root.rglob("*.failed.json")):
+    for path in paths:
         try:
             found.append(FailureRecord.model_validate(json.loads(path.read_text(encoding="utf-8"))))
         except (ValidationError, json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -189,53 +239,34 @@ def _read_failures(root: Path) -> list[FailureRecord]:
     return found
 
 
-def _group(
-    key: tuple[str, int, str], chosen: Iterable[RunRecord], live: dict[str, RunRecord], failures: list[FailureRecord]
-) -> Group:
-    mine = [r for r in chosen if (r.benchmark, r.benchmark_version, r.pair) == key]
-    students: Runs = {}
-    variants: Runs = {}
-    for record in sorted(mine, key=lambda r: (r.method.lower() != PLAIN, r.method.lower(), r.seed)):
-        if not is_teacher(record.method):
-            runs = students if split_variant(record.method)[1] is None else variants
-            runs.setdefault(record.method.lower(), {})[record.seed] = record
-    teachers = _teachers(mine, live)
-    failed = [f for f in failures if (f.benchmark, f.pair) == (key[0], key[2])]
-    failed = [f for f in failed if record_id(f.benchmark, f.pair, f.method, f.seed) not in live]
-    every = {**students, **variants}
-    check_baseline(every)
-    check_initial(every)
-    return Group(*key, students, teachers, variants, _warnings(students, teachers, failed), failed)
-
-
-def _teachers(mine: Sequence[RunRecord], live: dict[str, RunRecord]) -> list[RunRecord]:
-    """The teachers that a pair's runs use, and of its own those that no run uses under their name."""
-    metric = mine[0].primary_metric  # a teacher of another benchmark may have been measured otherwise
-    used = {identity: live[identity] for r in mine for identity in teacher_ids(r) if identity in live}
-    names = {t.method.lower() for t in used.values()}
-    own = [r for r in mine if is_teacher(r.method) and r.method.lower() not in names]
-    found = [t for t in (*used.values(), *own) if metric in t.metrics]
-    return sorted(found, key=lambda t: (t.method.lower() != TEACHER, t.method.lower(), t.benchmark, t.pair, t.seed))
-
-
-def _warnings(students: Runs, teachers: list[RunRecord], failed: list[FailureRecord]) -> list[str]:
+def _warnings(runs: pl.DataFrame, failed: list[FailureRecord]) -> list[str]:
     said = []
+    students: dict[str, dict[int, str]] = {}  # status by seed
+    names: dict[str, str] = {}
+    teachers: list[tuple[str, str]] = []
+    for kind, row, method, seed, status, identity in runs.select(
+        "kind", "row", "method", "seed", "status", "id"
+    ).iter_rows():
+        if kind == "student":
+            students.setdefault(row, {})[seed] = status
+            names.setdefault(row, method)
+        elif kind == "teacher":
+            teachers.append((identity, status))
     if not teachers:
         said.append("no teacher record: the share of the teacher gap closed is unknown")
     plain = students.get(PLAIN, {})
-    for seeds in students.values():
-        name = _name(seeds)
+    for row, seeds in students.items():
         lone = sorted(seeds.keys() - plain.keys())
         if lone:
-            said.append(f"{name}: no plain student on {_seeds(lone)}, left out of the paired gain")
+            said.append(f"{names[row]}: no plain student on {_spelled(lone)}, left out of the paired gain")
         short = sorted(plain.keys() - seeds.keys())
         if short:
-            said.append(f"{name}: no record on {_seeds(short)}, which the plain student has")
-        for status in FLAGGED:
-            marked = sorted(s for s, r in seeds.items() if r.status == status)
+            said.append(f"{names[row]}: no record on {_spelled(short)}, which the plain student has")
+        for flag in FLAGGED:
+            marked = sorted(s for s, status in seeds.items() if status == flag)
             if marked:
-                said.append(f"{name}: {_seeds(marked)} {status}, shown but not ranked")
-    said += [f"{t.id}: {t.status}" for t in teachers if t.status in FLAGGED]
+                said.append(f"{names[row]}: {_spelled(marked)} {flag}, shown but not ranked")
+    said += [f"{identity}: {status}" for identity, status in teachers if status in FLAGGED]
     # a variant's failure is told with its ablation
     said += [f"{f.method}: seed {f.seed} failed ({f.error})" for f in failed if "@" not in f.method]
     return said
@@ -247,9 +278,9 @@ def _same_variant(a: str, b: str) -> bool:
     return base.lower() == other.lower() and one == two
 
 
-def _name(seeds: dict[int, RunRecord]) -> str:
+def _name(seeds: Mapping[int, RunRecord]) -> str:
     return next(iter(seeds.values())).method
 
 
-def _seeds(seeds: Sequence[int]) -> str:
+def _spelled(seeds: Sequence[int]) -> str:
     return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from limbeck.engine.config import PLAIN, TEACHER
 from limbeck.engine.record import RunRecord
 from limbeck.leaderboard.ablation import Ablation, build_ablations
-from limbeck.leaderboard.rows import Row, build_row
-from limbeck.leaderboard.stats import CONFIDENCE, gained, gap_closed, holm, ranks
+from limbeck.leaderboard.columns import build_gains, build_rows
+from limbeck.leaderboard.rows import Row
+from limbeck.leaderboard.runs import reference_rows
+from limbeck.leaderboard.stats import CONFIDENCE, Paired, gap_closed, holm, ranks
 from limbeck.leaderboard.store import Group
+
+if TYPE_CHECKING:
+    import polars as pl
 
 # Spellings that readers expect; any other metric is shown by its own name and without an arrow.
 TITLES = {
@@ -79,33 +84,58 @@ class Table:
 
 def build_table(group: Group) -> Table:
     """Aggregate a group's records."""
-    sample = group.sample
-    primary, higher = sample.primary_metric, sample.higher_is_better
-    rows = [build_row(seeds, PLAIN if name == PLAIN else "method") for name, seeds in group.students.items()]
-    teachers = [build_row(seeds, TEACHER, name) for name, seeds in group.references.items()]
-    reference = next((t for t in teachers if t.method == group.reference), None)
-    rows = _compared(rows, reference, primary, higher)
-    rows.sort(key=lambda r: (r.role != PLAIN, _order(r, primary, higher), r.method))
-    shown = [r for seeds in group.students.values() for r in seeds.values()]
-    names = {m: None for r in shown or group.records for m in r.metrics}
+    return build_tables([group])[0]
+
+
+def build_tables(groups: Iterable[Group]) -> list[Table]:
+    """One table a group; all are computed in columns at once."""
+    import polars as pl
+
+    found = list(groups)
+    if not found:
+        return []
+    runs = pl.concat([g.runs.with_columns(pl.lit(i, pl.UInt32).alias("group")) for i, g in enumerate(found)])
+    rows, gains, references = build_rows(runs), build_gains(runs), reference_rows(runs)
+    machines = _machines(runs)
+    return [_table(g, rows.get(i, []), gains.get(i, {}), references.get(i), machines[i]) for i, g in enumerate(found)]
+
+
+def _table(
+    group: Group,
+    rows: list[Row],
+    gains: Mapping[str, tuple[Paired, float]],
+    reference: str | None,
+    machines: tuple[dict[str, Any], ...],
+) -> Table:
+    runs = group.runs
+    kinds = runs["kind"]
+    students = runs.filter(kinds == "student")
+    shown = students if len(students) else runs
+    sample = group.first
+    primary, higher = sample["primary"], sample["higher"]
+    teachers = [r for r in rows if r.role == TEACHER]
+    measured = next((t for t in teachers if t.method == reference), None)
+    compared = _compared([r for r in rows if r.role != TEACHER], gains, measured, primary, higher)
+    compared.sort(key=lambda r: (r.role != PLAIN, _order(r, primary, higher), r.method))
+    names = shown["metrics"].explode().unique(maintain_order=True)
     return Table(
         name=group.name,
         benchmark=group.benchmark,
         version=group.version,
         pair=group.pair,
-        task=sample.task,
-        data=sample.data.model_dump(),
-        selection=sample.recipe.selection,
+        task=sample["task"],
+        data=json.loads(sample["data"]),
+        selection=sample["selection"],
         primary=primary,
         higher_is_better=higher,
         metrics=(primary, *(m for m in names if m != primary and _has_column(m, primary))),
         teacher=", ".join(dict.fromkeys(t.network for t in teachers)) or None,
-        student=shown[0].student.name if shown else "",
-        reference=group.reference,
-        rows=(*teachers, *rows),
-        environments=environments(group.records),
+        student=sample["network"] if len(students) else "",
+        reference=reference,
+        rows=(*teachers, *compared),
+        environments=machines,
         warnings=tuple(group.warnings),
-        ablations=build_ablations(group),
+        ablations=build_ablations(group) if (kinds == "variant").any() else (),
     )
 
 
@@ -122,21 +152,13 @@ def _beside(name: str) -> bool:
     return name.startswith(LOWER_STARTS) and name.endswith(NO_COLUMN_ENDS)
 
 
-def build_tables(groups: Iterable[Group]) -> list[Table]:
-    """One table a group."""
-    return [build_table(g) for g in groups]
-
-
-def _compared(rows: list[Row], teacher: Row | None, primary: str, higher: bool) -> list[Row]:
+def _compared(
+    rows: list[Row], gains: Mapping[str, tuple[Paired, float]], teacher: Row | None, primary: str, higher: bool
+) -> list[Row]:
     """Add gains, adjusted p, gap closed, rank and what differs from the plain student, which need the other rows."""
     plain = next((r for r in rows if r.role == PLAIN), None)
-    gains = [
-        gained(r.cells[primary].values, plain.cells[primary].values, higher_is_better=higher)
-        if plain and r.role != PLAIN
-        else None
-        for r in rows
-    ]
-    adjusted = holm([None if g is None or r.flags else g.p for r, g in zip(rows, gains)])
+    found = [gains.get(r.method.lower()) for r in rows]
+    adjusted = holm([None if g is None or r.flags else g[0].p for r, g in zip(rows, found)])
     ranked = [r for r in rows if not r.flags]
     placed = dict(
         zip(
@@ -145,10 +167,10 @@ def _compared(rows: list[Row], teacher: Row | None, primary: str, higher: bool) 
         )
     )
     done = []
-    for row, gain, p in zip(rows, gains, adjusted):
+    for row, known, p in zip(rows, found, adjusted):
         closed = None
-        if gain is not None and plain is not None and teacher is not None:
-            base = fmean(plain.cells[primary].values[s] for s in gain.seeds)
+        gain, base = known or (None, None)
+        if gain is not None and base is not None and teacher is not None:
             top = teacher.cells[primary].estimate.mean
             mean = base + gain.difference.mean if higher else base - gain.difference.mean
             closed = gap_closed(mean, base, top, higher_is_better=higher)
@@ -167,6 +189,17 @@ def environments(records: Iterable[RunRecord]) -> tuple[dict[str, Any], ...]:
     """The distinct environments of some records, most frequent first, each with how many runs it had."""
     counts = Counter(tuple(r.environment.model_dump().items()) for r in records)
     return tuple({**dict(key), "runs": n} for key, n in counts.most_common())
+
+
+def _machines(runs: pl.DataFrame) -> dict[int, tuple[dict[str, Any], ...]]:
+    """The `environments` of the runs of each group."""
+    import polars as pl
+
+    counts = runs.group_by("group", "environment", maintain_order=True).len()
+    found: dict[int, tuple[dict[str, Any], ...]] = {}
+    for number, text, n in counts.sort(pl.col("len"), descending=True, maintain_order=True).iter_rows():
+        found[number] = (*found.get(number, ()), {**json.loads(text), "runs": n})
+    return found
 
 
 def to_json(table: Table, *, ablations: bool = True) -> dict[str, Any]:
