@@ -77,7 +77,7 @@ def build(
         typer.echo(f"{file}: tables are what the records say")
         return
     cards = [card.model_dump(mode="json") for card in list_students()]
-    with pictures.progress(True) as progress:
+    with pictures.progress(_console().is_terminal) as progress:
         index = build_site(
             results,
             out,
