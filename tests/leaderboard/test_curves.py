@@ -311,7 +311,7 @@ def test_page_draws_curves_and_says_them_in_a_table(tmp_path: Path) -> None:
     slug = "dho-clip-cnn-1shot-v1-top1-by-shots"
     assert f'href="#{slug}"' in text
     assert text.index(f'<section id="{slug}"') < text.index('<section id="dho-clip-cnn-16shot-v1"')
-    (shown,) = views_of(tmp_path / "r")["dho-clip-cnn-1shot-v1"]["across"]
+    (shown,) = views_of(tmp_path / "r")["dho-clip-cnn-16shot-v1"]["across"]
     assert shown["svg"] in text
     plot = shown["plot"]
     assert (plot["xs"], plot["log"], plot["axis"]) == ([1, 4, 16], True, "labels a class")
