@@ -57,13 +57,13 @@ def build(
     results: ResultsFolder = RESULTS,
     out: SiteFolder = SITE,
     benchmark: Annotated[list[str] | None, typer.Option(help="Only this one; may be repeated.")] = None,
-    title: Annotated[str, typer.Option(help="Heading of the page.")] = "Limbeck leaderboard",
+    title: Annotated[str, typer.Option(help="Heading of the site.")] = "Limbeck leaderboard",
     readme: Annotated[Path | None, typer.Option(help="Also regenerate the tables in this Markdown file.")] = None,
     check: Annotated[
         bool, typer.Option("--check", help="Write nothing; exit 1 when the tables in --readme are stale.")
     ] = False,
 ) -> None:
-    """Build the static page of the results, and the tables of a README.
+    """Build the static site of the results and of the zoo's students, and the tables of a README.
 
     Example: limbeck leaderboard build --out out/leaderboard --readme README.md
     """
@@ -71,6 +71,7 @@ def build(
     from limbeck.leaderboard.site import build_site
     from limbeck.leaderboard.store import load_results
     from limbeck.leaderboard.table import build_tables
+    from limbeck.zoo import list_students
 
     if check:
         file = readme or Path("README.md")
@@ -82,9 +83,18 @@ def build(
             raise typer.Exit(1)
         typer.echo(f"{file}: tables are what the records say")
         return
-    typer.echo(
-        build_site(results, out, benchmarks=benchmark, title=title, note=lambda line: typer.echo(line, err=True))
-    )
+    cards = [card.model_dump(mode="json") for card in list_students()]
+    with pictures.progress(_console().is_terminal) as progress:
+        index = build_site(
+            results,
+            out,
+            benchmarks=benchmark,
+            title=title,
+            cards=cards,
+            note=lambda line: typer.echo(line, err=True),
+            track=lambda records, total: progress.track(records, total=total, description="records"),
+        )
+    typer.echo(index)
     if readme is not None:
         stale = update_markdown(readme, build_tables(load_results(results)))
         typer.echo(f"{readme}: {'tables regenerated' if stale else 'tables were up to date'}")

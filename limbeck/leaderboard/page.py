@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from limbeck.engine.config import PLAIN, TEACHER
+from limbeck.leaderboard.addresses import slugs as distinct
 from limbeck.leaderboard.figures import BLANK, count, number, probability, share
 from limbeck.leaderboard.page_ablation import ablation_view
 from limbeck.leaderboard.render import marks, summary
 from limbeck.leaderboard.render_ablation import ablation_note
 from limbeck.leaderboard.rows import Cell, Row
+from limbeck.leaderboard.svg_plots import against, dots
 from limbeck.leaderboard.table import Table, column_decimals, direction, title
 
 Link = Callable[[str], str]
@@ -30,13 +31,7 @@ _COSTS: dict[str, tuple[str, str, Callable[[float | None], str]]] = {
 
 def slugs(tables: Iterable[Table]) -> list[str]:
     """A distinct name for each table that is safe in ids and file names."""
-    taken: dict[str, int] = {}
-    made = []
-    for table in tables:
-        base = re.sub(r"[^a-z0-9]+", "-", f"{table.benchmark} {table.pair} v{table.version}".lower()).strip("-")
-        taken[base] = taken.get(base, 0) + 1
-        made.append(base if taken[base] == 1 else f"{base}-{taken[base]}")
-    return made
+    return distinct(f"{t.benchmark} {t.pair} v{t.version}" for t in tables)
 
 
 def group_view(table: Table, slug: str, *, link: Link) -> dict[str, Any]:
@@ -50,6 +45,7 @@ def group_view(table: Table, slug: str, *, link: Link) -> dict[str, Any]:
     devices = sorted({e["device"] for e in table.environments})
     primary = f"{title(table.primary)} {direction(table, table.primary)}"
     ablations, more = _ablations(table, slug, primary, plain, link)
+    plot = _plot(table, primary, rows)
     return dict(
         slug=slug,
         name=table.name,
@@ -71,12 +67,26 @@ def group_view(table: Table, slug: str, *, link: Link) -> dict[str, Any]:
         ablations=ablations,
         ablation_note=ablation_note(table.ablations, higher_is_better=table.higher_is_better),
         variants=more,
-        has_latency=any(r.cost.student_latency_ms is not None for r in table.rows),
-        has_calls=len({r.cells["calls"].estimate.mean for r in table.rows if "calls" in r.cells}) > 1,
         turned="" if table.higher_is_better else TURNED,
         devices=" and ".join(devices),
         json=f"tables/{slug}.json",
-        plot=_plot(table, primary, rows),
+        plot=plot,
+        svg=_drawn(table, plot, primary),
+    )
+
+
+def _drawn(table: Table, plot: dict[str, Any], primary: str) -> dict[str, Any]:
+    """The plots of a table; None for costs that were not measured, or that are the same for all."""
+    same = "the table below has the same figures"
+    calls = {r["calls"] for r in plot["rows"] if r["calls"] is not None}
+    latency = any(r["latency"] is not None for r in plot["rows"])
+    label = f"{primary} of each method of {table.name}"
+    return dict(
+        dots=dots(plot, f"{label} with its interval; {same}"),
+        latency=against(plot, "latency", "latency, ms", f"{label} against its latency; {same}") if latency else None,
+        calls=against(plot, "calls", "network calls of one image", f"{label} against its network calls; {same}")
+        if len(calls) > 1
+        else None,
     )
 
 
@@ -128,8 +138,8 @@ def _columns(table: Table) -> list[dict[str, str]]:
     ]
 
 
-def _figure(value: float | None, text: str, half: str = "") -> dict[str, Any]:
-    return dict(value=value, text=text, half=half)
+def _figure(value: float | None, text: str, half: str = "", exact: float | None = None) -> dict[str, Any]:
+    return dict(value=value, text=text, half=half, exact=exact)
 
 
 def _metric_figure(table: Table, cell: Cell | None, metric: str) -> dict[str, Any]:
@@ -137,7 +147,8 @@ def _metric_figure(table: Table, cell: Cell | None, metric: str) -> dict[str, An
         return _figure(None, BLANK)
     places = column_decimals(table, metric)
     half = cell.estimate.half
-    return _figure(cell.estimate.mean, number(cell.estimate.mean, places), "" if half is None else number(half, places))
+    said = "" if half is None else number(half, places)
+    return _figure(cell.estimate.mean, number(cell.estimate.mean, places), said, half)
 
 
 def _row_view(table: Table, row: Row, plain: Row | None, popover: str, link: Link) -> dict[str, Any]:
@@ -151,7 +162,7 @@ def _row_view(table: Table, row: Row, plain: Row | None, popover: str, link: Lin
     if row.gain is not None:
         gain = row.gain.difference
         half = "" if gain.half is None else number(gain.half, places)
-        cells["gain"] = _figure(gain.mean, number(gain.mean, places, sign=True), half)
+        cells["gain"] = _figure(gain.mean, number(gain.mean, places, sign=True), half, gain.half)
     for key, (_, _, text) in _COSTS.items():
         value = getattr(row.cost, key)
         cells[key] = _figure(value, text(value))
@@ -180,7 +191,6 @@ def _plot(table: Table, primary: str, views: list[dict[str, Any]]) -> dict[str, 
         figure = view["cells"][f"metric:{table.primary}"]
         latency = row.cost.student_latency_ms
         said = f"{row.method}: {figure['text']}" + (f" ± {figure['half']}" if figure["half"] else "")
-        said = said.replace("&", "&amp;").replace("<", "&lt;")  # plotly reads markup in its texts
         rows.append(
             dict(
                 method=row.method,
@@ -192,7 +202,7 @@ def _plot(table: Table, primary: str, views: list[dict[str, Any]]) -> dict[str, 
                 seeds=list(cell.values.values()),
                 latency=latency,
                 calls=row.cells["calls"].estimate.mean if "calls" in row.cells else None,
-                hover=said + (f"<br>{number(latency, 2)} ms" if latency is not None else ""),
+                hover=said + (f", {number(latency, 2)} ms" if latency is not None else ""),
                 popover=view["popover"],
             )
         )

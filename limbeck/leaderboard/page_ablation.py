@@ -9,6 +9,7 @@ from limbeck.engine.config import PLAIN
 from limbeck.leaderboard.ablation import Ablation, Point
 from limbeck.leaderboard.figures import number
 from limbeck.leaderboard.render_ablation import ablation_cells, ablation_columns
+from limbeck.leaderboard.svg_plots import ablation as draw
 from limbeck.leaderboard.table import Table, column_decimals
 
 
@@ -31,6 +32,8 @@ def ablation_view(table: Table, ablation: Ablation, slug: str, heading: str, row
         )
         for point, popover in zip(ablation.points, rows)
     ]
+    plot = _plot(table, ablation, heading, rows)
+    label = f"{heading} by {ablation.option} of {ablation.method}; the table below has the same figures"
     return dict(
         slug=slug,
         method=ablation.method,
@@ -41,7 +44,8 @@ def ablation_view(table: Table, ablation: Ablation, slug: str, heading: str, row
         has_base=ablation.base is not None,
         assumption=ablation.assumption,
         warning=ablation.warning,
-        plot=_plot(table, ablation, heading, rows),
+        plot=plot,
+        svg=draw(plot, label),
     )
 
 
@@ -65,17 +69,13 @@ def _plot_point(table: Table, ablation: Ablation, point: Point, popover: str) ->
     said += "" if found.half is None else f" ± {number(found.half, places)}"
     unread = point.is_base and point.label == "base"
     return dict(
-        label=_text(point.label),
+        label=point.label,
         x=None if unread or ablation.axis == "nominal" else point.value,
         base=point.is_base,
         flagged=bool(point.row.flags),
         mean=found.mean,
         low=found.mean if found.low is None else found.low,
         high=found.mean if found.high is None else found.high,
-        hover=_text(said),
+        hover=said,
         popover=popover,
     )
-
-
-def _text(said: str) -> str:
-    return said.replace("&", "&amp;").replace("<", "&lt;")  # plotly reads markup in its texts

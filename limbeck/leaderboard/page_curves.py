@@ -17,6 +17,8 @@ from limbeck.leaderboard.render_curves import (
     gain_text,
     teacher_text,
 )
+from limbeck.leaderboard.svg_plots import curves as draw
+from limbeck.leaderboard.svg_plots import series_class
 
 Popovers = Mapping[str, str]  # ids of the popovers with the records, by method
 _LOG_FROM = 8  # largest ÷ smallest number from which a logarithmic axis reads better
@@ -50,6 +52,8 @@ def curves_view(found: Curves, slug: str, popovers: Mapping[int, Popovers]) -> d
     Args:
         popovers: by number.
     """
+    plot = _plot(found, popovers)
+    label = f"{curves_title(found)} of each method with its interval; the table below has the same figures"
     return dict(
         slug=slug,
         name=found.name,
@@ -64,7 +68,9 @@ def curves_view(found: Curves, slug: str, popovers: Mapping[int, Popovers]) -> d
         has_gains=found.is_primary and len(found.curves) > 1,
         note=curves_note(found),
         json=f"tables/{slug}.json",
-        plot=_plot(found, popovers),
+        plot=plot,
+        svg=draw(plot, label),
+        key=[dict(method=s["method"], class_=series_class(s)) for s in plot["series"]],
     )
 
 
@@ -100,7 +106,7 @@ def _plot(found: Curves, popovers: Mapping[int, Popovers]) -> dict[str, Any]:
         loop = curve.strategy is not None
         series.append(
             dict(
-                method=_text(curve.method),
+                method=curve.method,
                 plain=curve.method == PLAIN,
                 flagged=bool(curve.flags),
                 hue=strategies.index(curve.strategy) if curve.strategy is not None else index,
@@ -129,10 +135,6 @@ def _plot_point(found: Curves, curve: Curve, point: Point, popovers: Mapping[int
         mean=one.mean,
         low=one.mean if one.low is None else one.low,
         high=one.mean if one.high is None else one.high,
-        hover=_text(said),
+        hover=said,
         popover=popovers[point.x].get(curve.method, ""),
     )
-
-
-def _text(said: str) -> str:
-    return said.replace("&", "&amp;").replace("<", "&lt;")  # plotly reads markup in its texts

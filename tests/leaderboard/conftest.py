@@ -123,3 +123,11 @@ def generator_runs(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     return trained_runs(
         generator_pair(), ("teacher", "plain", "FromTeacher", "CD"), tmp_path_factory.mktemp("generators")
     )
+
+
+@pytest.fixture(scope="session")
+def small_site(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    """A site with every kind of page whose text fields hold markup: `index`, `results` and `card`."""
+    from tests.leaderboard.small_site import build_small_site
+
+    return build_small_site(tmp_path_factory.mktemp("small"))

@@ -23,6 +23,8 @@ from limbeck.leaderboard.site import build_site
 from limbeck.leaderboard.store import Results, load_results
 from limbeck.leaderboard.table import build_table, direction, title
 from tests.leaderboard.fabricate import fabricate, write_all
+from tests.leaderboard.pages import page_of, views_of
+from tests.leaderboard.pages import text_of as page_text
 
 # Accuracy by labels, then by seed.
 ROUNDS: dict[str, dict[int, list[float]]] = {
@@ -302,27 +304,30 @@ def test_page_draws_curves_and_says_them_in_a_table(tmp_path: Path) -> None:
 
     write_all(tmp_path / "r", [*few_shot(), *active()])
     index = build_site(tmp_path / "r", tmp_path / "site")
-    text, page = index.read_text(encoding="utf-8"), Page(index)
-    assert text.count('data-plot="curves"') == 3  # the loop's accuracy and coverage; the shots
+    text, page = page_text(index, "dho"), Page(page_of(index, "dho"))
+    (loop,) = {p.stem for p in (index.parent / "benchmarks").iterdir()} - {"dho"}
+    assert text.count('data-plot="curves"') == 1
+    assert page_text(index, loop).count('data-plot="curves"') == 2  # the loop's accuracy and coverage
     slug = "dho-clip-cnn-1shot-v1-top1-by-shots"
     assert f'href="#{slug}"' in text
     assert text.index(f'<section id="{slug}"') < text.index('<section id="dho-clip-cnn-16shot-v1"')
-    start = text.index(f'id="data-{slug}">') + len(f'id="data-{slug}">')
-    plot = json.loads(text[start : text.index("</script>", start)])
+    (shown,) = views_of(tmp_path / "r")["dho-clip-cnn-16shot-v1"]["across"]
+    assert shown["svg"] in text
+    plot = shown["plot"]
     assert (plot["xs"], plot["log"], plot["axis"]) == ([1, 4, 16], True, "labels a class")
     dho = next(s for s in plot["series"] if s["method"] == "DHO")
     assert [p["mean"] for p in dho["points"]] == pytest.approx([np.mean(SHOTS[x]["DHO"]) for x in (1, 4, 16)])
     for point, shots in zip(dho["points"], (1, 4, 16)):
         links = page.popover_links[point["popover"]]
-        assert f"records/dho/clip-cnn-{shots}shot/dho/seed0.json" in links  # each number opens its own records
+        assert f"../records/dho/clip-cnn-{shots}shot/dho/seed0.html" in links  # each number opens its own records
     assert "32.00<span" in text  # the same figure in the table
     assert page.targets <= page.ids
     assert json.loads((index.parent / "tables" / f"{slug}.json").read_text())["pairs"][0] == "clip-cnn-1shot"
-    assert build_site(tmp_path / "r", tmp_path / "site").read_text(encoding="utf-8") == text
+    assert page_text(build_site(tmp_path / "r", tmp_path / "site"), "dho") == text
 
 
 def test_page_without_curves_says_nothing_of_them(tmp_path: Path) -> None:
     write_all(tmp_path / "r", [fabricate("plain", s) for s in range(2)])
-    text = build_site(tmp_path / "r", tmp_path / "site").read_text(encoding="utf-8")
-    assert 'data-plot="curves"' not in text
-    assert "AULC" not in text
+    index = build_site(tmp_path / "r", tmp_path / "site")
+    assert 'data-plot="curves"' not in page_text(index)
+    assert "AULC" not in (index.parent / "numbers.html").read_text(encoding="utf-8")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from limbeck.leaderboard.store import load_results
 from limbeck.leaderboard.table import Table, build_table, direction, title
 from limbeck.leaderboard.verify import verify_record
 from tests.leaderboard.fabricate import fabricate, write_all
+from tests.leaderboard.pages import text_of, views_of
 
 # Fréchet distance by seed
 FD: dict[str, list[float]] = {
@@ -215,26 +215,30 @@ def test_distance_is_judged_on_its_own_scale(tmp_path: Path, value: float) -> No
 
 def test_page_turns_its_plots_and_sorts_by_better(tmp_path: Path) -> None:
     index = build_site(write_all(tmp_path / "results", pairs()), tmp_path / "site")
-    text = index.read_text(encoding="utf-8")
-    plots = {m[1]: json.loads(m[2]) for m in re.finditer(r'id="data-([^"]+)">(.*?)</script>', text, re.DOTALL)}
-    first = plots["diffusion-unet-1step-v1"]
+    text = text_of(index, "diffusion")
+    views = views_of(tmp_path / "results")
+    first = views["diffusion-unet-1step-v1"]["plot"]
     assert first["higher"] is False
     assert {r["method"]: r["calls"] for r in first["rows"]} == {"teacher": 100.0, "plain": 1.0, "PD": 1.0, "BOOT": 1.0}
-    across = plots["diffusion-unet-1step-v1-FD-digits-by-calls"]
+    (shown,) = views["diffusion-unet-1step-v1"]["across"]
+    across = shown["plot"]
     assert (across["lower"], across["log"], across["teacher_title"]) == (True, False, "teacher, 100 calls")
     assert text.count('data-plot="calls"') == 3
     assert text.count("the axis is turned, so up is better") == 7  # latency and calls of each pair, and the curve
+    assert text.count("the axis is turned, so right is better") == 3
     heads = re.findall(r'data-first="(\w+)"[^>]*><button type="button">([^<]+)</button>', text)
     orders = {name: order for order, name in heads}
     assert (orders["gain"], orders["FD-digits ↓"]) == ("descending", "ascending")
     assert "by how much FD-digits is lower than that of the plain student" in text
-    assert "less than 5 % lower than the plain student" in text
+    numbers = (index.parent / "numbers.html").read_text(encoding="utf-8")
+    assert "less than 5 % lower than the plain student" in numbers
     assert ">+1972.00<" in text  # of seed 0, in the popover: 2000 − 28
 
 
 def test_other_tasks_read_as_before(tmp_path: Path) -> None:
     made = [fabricate(m, s) for m in ("plain", "KD") for s in range(2)]
-    text = build_site(write_all(tmp_path / "results", made), tmp_path / "site").read_text(encoding="utf-8")
+    index = build_site(write_all(tmp_path / "results", made), tmp_path / "site")
+    text = text_of(index) + (index.parent / "numbers.html").read_text(encoding="utf-8")
     assert "the axis is turned" not in text
     assert "whichever way the metric goes" not in text
     assert "blank where it is less than 0.5 points better than the plain student." in text

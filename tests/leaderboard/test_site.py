@@ -15,10 +15,11 @@ import pytest
 
 from limbeck.engine.record import read_record
 from limbeck.errors import OutputError
-from limbeck.leaderboard import site as module
+from limbeck.leaderboard import site_pages as module
 from limbeck.leaderboard.checks import NoResults
 from limbeck.leaderboard.site import build_site
 from tests.leaderboard.fabricate import fabricate, suite, write_all
+from tests.leaderboard.pages import page_of, text_of, views_of
 
 METHODS = ("KD", "DKD", "DIST", "FitNet")
 
@@ -49,7 +50,7 @@ class Page(HTMLParser):
             self.targets.add(str(found["popovertarget"]))
         if tag == "a" and self.in_popover:
             self.popover_links.setdefault(self.in_popover, []).append(str(found["href"]))
-        if tag == "section":
+        if tag in ("section", "footer"):
             self.in_popover = None
         if tag == "th" and "aria-sort" in found:
             self.heads.append(found)
@@ -83,89 +84,101 @@ def built(results: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return index
 
 
-def test_every_link_leads_to_a_file(built: Path) -> None:
-    page = Page(built)
-    assert len(page.links) > 30
-    for link in page.links:
-        if link.startswith("#"):
-            assert link[1:] in page.ids
-        elif link != "data:,":
-            assert (built.parent / unquote(link)).is_file(), link
-    assert page.targets <= page.ids
+def all_pages(index: Path) -> list[Path]:
+    return sorted(index.parent.rglob("*.html"))
+
+
+def test_every_link_of_every_page_leads_to_a_file(built: Path) -> None:
+    assert {p.relative_to(built.parent).parts[0] for p in all_pages(built)} == {
+        *("index.html", "numbers.html", "tasks", "benchmarks", "methods", "students", "records")
+    }
+    pages = {path.resolve(): Page(path) for path in all_pages(built)}
+    for path, page in pages.items():
+        assert page.targets <= page.ids
+        for link in page.links:
+            if link == "data:,":
+                continue
+            address, _, anchor = link.partition("#")
+            target = (path.parent / unquote(address)).resolve() if address else path
+            assert target.is_file(), (path, link)
+            assert not anchor or anchor in pages[target].ids, (path, link)
 
 
 def test_nothing_comes_from_elsewhere(built: Path) -> None:
-    assert not [link for link in Page(built).links if re.match(r"(?i)(https?:)?//", link)]
-    for name in ("index.html", "assets/style.css", "assets/page.js"):  # plotly's own file names servers of maps, unused
-        text = (built.parent / name).read_text(encoding="utf-8")
-        assert not re.search(r"(?i)https?://|@import|url\(", text), name
-    assert (built.parent / "assets" / "plotly.min.js").stat().st_size > 1_000_000
+    for path in [*all_pages(built), *(built.parent / "assets").iterdir()]:
+        text = path.read_text(encoding="utf-8").replace('<a href="https://arxiv.org/abs/', "")  # read, not loaded
+        assert not re.search(r"https?://|@import|\burl\(", text), path
+
+
+def test_a_page_loads_less_than_a_megabyte(built: Path) -> None:
+    assets = sum(p.stat().st_size for p in (built.parent / "assets").iterdir())
+    assert assets + max(p.stat().st_size for p in all_pages(built)) < 1_000_000
 
 
 def test_title_is_escaped(built: Path) -> None:
     assert "<b>title</b>" not in built.read_text(encoding="utf-8")
 
 
-def test_every_figure_comes_from_the_copied_records(built: Path) -> None:
-    page = Page(built)
-    titles = [h["data-first"] for h in page.heads]
-    columns = len(titles) // 2
-    seen = 0
-    for start, benchmark, pair in ((0, "other", "a-b"), (1, "toy", "big-small")):
-        count = 3 if benchmark == "other" else 2 + len(METHODS)
-        rows = page.rows[:3] if start == 0 else page.rows[3:]
-        assert len(rows) == count
-        for method, cells in rows:
-            assert len(cells) == columns
-            folder = built.parent / "records" / benchmark / pair / method.lower()
-            records = [read_record(p) for p in sorted(folder.glob("*.json"))]
-            top1 = [r.metrics["top1"] for r in records]
-            value, text = cells[3]
-            assert float(value) == pytest.approx(np.mean(top1))
-            assert text.strip().startswith(f"{np.mean(top1):.2f}")
-            assert cells[2][1].strip() == str(len(records))
-            assert float(cells[7][0]) == pytest.approx(np.mean([r.metrics["nll"] for r in records]))
-            assert float(cells[9][0]) == records[0].student.parameters
-            assert float(cells[11][0]) == pytest.approx(np.median([r.cost.student_latency_ms or 0 for r in records]))
-            seen += 1
-    assert seen == 9
+@pytest.mark.parametrize(("benchmark", "pair", "count"), [("other", "a-b", 3), ("toy", "big-small", 2 + len(METHODS))])
+def test_every_figure_comes_from_the_copied_records(built: Path, benchmark: str, pair: str, count: int) -> None:
+    page = Page(page_of(built, benchmark))
+    assert len(page.rows) == count
+    for method, cells in page.rows:
+        assert len(cells) == len(page.heads)
+        folder = built.parent / "records" / benchmark / pair / method.lower()
+        records = [read_record(p) for p in sorted(folder.glob("*.json"))]
+        top1 = [r.metrics["top1"] for r in records]
+        value, text = cells[3]
+        assert float(value) == pytest.approx(np.mean(top1))
+        assert text.strip().startswith(f"{np.mean(top1):.2f}")
+        assert cells[2][1].strip() == str(len(records))
+        assert float(cells[7][0]) == pytest.approx(np.mean([r.metrics["nll"] for r in records]))
+        assert float(cells[9][0]) == records[0].student.parameters
+        assert float(cells[11][0]) == pytest.approx(np.median([r.cost.student_latency_ms or 0 for r in records]))
 
 
 def test_each_row_opens_all_of_its_records(built: Path, results: Path) -> None:
-    page = Page(built)
-    linked = {link for links in page.popover_links.values() for link in links}
-    assert linked == {f"records/{p.relative_to(results).as_posix()}" for p in results.rglob("*.json")}
-    for link in linked:
-        assert (built.parent / link).read_bytes() == (results / link.removeprefix("records/")).read_bytes()
-    assert len(page.popover_links) == len(page.rows) == 9
-    assert page.targets == set(page.popover_links)
+    linked = set()
+    for benchmark, rows in (("other", 3), ("toy", 6)):
+        page = Page(page_of(built, benchmark))
+        linked |= {link for links in page.popover_links.values() for link in links}
+        assert len(page.popover_links) == len(page.rows) == rows
+        assert page.targets == set(page.popover_links)
+    ids = {p.relative_to(results).as_posix().removesuffix(".json") for p in results.rglob("*.json")}
+    assert linked == {f"../records/{identity}.html" for identity in ids}
+    for identity in ids:
+        copied, source = (folder / f"{identity}.json" for folder in (built.parent / "records", results))
+        assert copied.read_bytes() == source.read_bytes()
+        page = Page(built.parent / "records" / f"{identity}.html")
+        assert f"{identity.rpartition('/')[2]}.json" in page.links
 
 
 def test_heads_are_sortable(built: Path) -> None:
-    text = built.read_text(encoding="utf-8")
-    page = Page(built)
+    text = text_of(built)
+    page = Page(page_of(built))
     assert {h["aria-sort"] for h in page.heads} == {"none"}
     assert {h["data-first"] for h in page.heads} == {"ascending", "descending"}
     assert len(re.findall(r"<th scope=\"col\" aria-sort[^>]*><button type=\"button\">", text)) == len(page.heads)
 
 
-def test_plots_hold_the_tables_figures(built: Path) -> None:
-    text = built.read_text(encoding="utf-8")
-    found = re.search(r'id="data-toy-big-small-v1">(.*?)</script>', text, re.DOTALL)
-    assert found is not None
-    data = json.loads(found[1])
-    by_method = dict(Page(built).rows[3:])
-    assert {r["method"] for r in data["rows"]} == set(by_method)
-    for row in data["rows"]:
+def test_plots_hold_the_tables_figures(built: Path, results: Path) -> None:
+    view = views_of(results)["toy-big-small-v1"]
+    page = Page(page_of(built))
+    by_method = dict(page.rows)
+    assert {r["method"] for r in view["plot"]["rows"]} == set(by_method)
+    for row in view["plot"]["rows"]:
         assert row["mean"] == float(by_method[row["method"]][3][0])
         assert row["low"] <= row["mean"] <= row["high"]
-        assert row["popover"] in Page(built).ids
+        assert row["popover"] in page.ids
+        assert f'data-open="{row["popover"]}"' in view["svg"]["dots"]
+        assert f"<title>{row['hover']}</title>" in view["svg"]["dots"]
+    assert view["svg"]["dots"] in text_of(built)
     table = json.loads((built.parent / "tables" / "toy-big-small-v1.json").read_text())
     assert [r["method"] for r in table["rows"]] == list(by_method)
 
 
 def test_page_says_how_the_numbers_are_made(built: Path) -> None:
-    text = built.read_text(encoding="utf-8")
+    text = (built.parent / "numbers.html").read_text(encoding="utf-8") + text_of(built, "other")
     for said in (
         "95 % Student-t interval",
         "paired t-test",
@@ -183,11 +196,11 @@ def test_hostile_names_are_text(tmp_path: Path) -> None:
     write_all(tmp_path / "r", [fabricate("plain", s, **changes) for s in range(2)])
     write_all(tmp_path / "r", [fabricate("K&D <i>x #1?", s) for s in range(2)])
     index = build_site(tmp_path / "r", tmp_path / "site")
-    text = index.read_text(encoding="utf-8")
-    assert evil not in text
-    assert "<i>" not in text
-    for link in Page(index).links:
-        assert link.startswith(("#", "data:")) or (index.parent / unquote(link)).is_file(), link
+    for path in all_pages(index):
+        text = path.read_text(encoding="utf-8")
+        assert evil not in text
+        assert "<i>" not in text
+    test_every_link_of_every_page_leads_to_a_file(index)
 
 
 def test_benchmarks_can_be_chosen(results: Path, tmp_path: Path) -> None:
@@ -197,7 +210,7 @@ def test_benchmarks_can_be_chosen(results: Path, tmp_path: Path) -> None:
 
 def test_page_without_latency_has_no_latency_plot(tmp_path: Path) -> None:
     write_all(tmp_path / "r", [fabricate("plain", s, cost__student_latency_ms=None) for s in range(2)])
-    text = build_site(tmp_path / "r", tmp_path / "site").read_text(encoding="utf-8")
+    text = text_of(build_site(tmp_path / "r", tmp_path / "site"))
     assert 'data-plot="dots"' in text
     assert 'data-plot="latency"' not in text
 
@@ -244,10 +257,10 @@ def test_failed_build_leaves_the_old_page(results: Path, tmp_path: Path, monkeyp
     with pytest.raises(NoResults):
         build_site(tmp_path / "absent", out)
 
-    def full_disk() -> str:
+    def full_disk(made: Path) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(module, "_plotly", full_disk)
+    monkeypatch.setattr(module, "_write_assets", full_disk)
     with pytest.raises(OutputError, match="No space left"):
         build_site(results, out)
     assert (out / "index.html").read_bytes() == old

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -15,6 +14,7 @@ import scipy.stats
 from limbeck.engine.record import read_record
 from limbeck.leaderboard.site import build_site
 from tests.leaderboard.fabricate import fabricate, linked, suite, vary, write_all
+from tests.leaderboard.pages import page_of, text_of, views_of
 from tests.leaderboard.test_site import Page
 
 
@@ -31,9 +31,11 @@ def ablated(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def plots(index: Path) -> dict[str, dict[str, Any]]:
-    text = index.read_text(encoding="utf-8")
-    found = re.findall(r'id="data-[^"]*-ablation\d+">(.*?)</script>', text, re.DOTALL)
-    return {f"{d['method']}@{d['option']}": d for d in map(json.loads, found)}
+    """What the ablations' plots, which the page shows in this order, were drawn from."""
+    views = views_of(index.parent / "records")["toy-big-small-v1"]["ablations"]
+    places = [text_of(index).index(view["svg"]) for view in views]
+    assert places == sorted(places)
+    return {f"{v['plot']['method']}@{v['plot']['option']}": v["plot"] for v in views}
 
 
 def test_ablations_are_plotted_from_their_records(ablated: Path) -> None:
@@ -52,12 +54,12 @@ def test_ablations_are_plotted_from_their_records(ablated: Path) -> None:
         (16.0, "16", False),
     ]
     for point, name in zip(heat["points"], ("kd@temperature=1.0", "kd", "kd@temperature=16.0")):
-        top1 = [read_record(p).value for p in sorted((ablated.parent / "records/toy/big-small" / name).glob("*"))]
+        top1 = [read_record(p).value for p in sorted((ablated.parent / "records/toy/big-small" / name).glob("*.json"))]
         half = scipy.stats.t.ppf(0.975, 2) * scipy.stats.sem(top1)
         assert [point["low"], point["mean"], point["high"]] == pytest.approx(
             [np.mean(top1) - half, np.mean(top1), np.mean(top1) + half]
         )
-    plain = [read_record(p).value for p in (ablated.parent / "records/toy/big-small/plain").glob("*")]
+    plain = [read_record(p).value for p in (ablated.parent / "records/toy/big-small/plain").glob("*.json")]
     assert [d["plain"] for d in found.values()] == pytest.approx([np.mean(plain)] * 4)
     assert [p["label"] for p in found["KD@student.depths"]["points"]] == ["1-3-5", "3-1-1", "3-3-3"]
     unread = found["SimKD@weight"]["points"][0]
@@ -65,29 +67,30 @@ def test_ablations_are_plotted_from_their_records(ablated: Path) -> None:
 
 
 def test_every_point_opens_its_records(ablated: Path) -> None:
-    page = Page(ablated)
+    page = Page(page_of(ablated))
     assert page.targets <= page.ids
     linked_ = {link for links in page.popover_links.values() for link in links}
     assert {unquote(x) for x in linked_} == {
-        p.relative_to(ablated.parent).as_posix() for p in (ablated.parent / "records").rglob("*.json")
+        f"../{p.relative_to(ablated.parent).as_posix()}" for p in (ablated.parent / "records").rglob("*.html")
     }
     for plot in plots(ablated).values():
         for point in plot["points"]:
             assert len([x for x in page.popover_links[point["popover"]] if "/plain/" not in x]) == 3
-    assert page.popover_links[plots(ablated)["KD@temperature"]["points"][1]["popover"]][0].endswith("/kd/seed0.json")
+    assert page.popover_links[plots(ablated)["KD@temperature"]["points"][1]["popover"]][0].endswith("/kd/seed0.html")
     for link in page.links:
-        assert link.startswith(("#", "data:")) or (ablated.parent / unquote(link)).is_file(), link
+        place = page_of(ablated).parent / unquote(link.partition("#")[0])
+        assert link.startswith(("#", "data:")) or place.is_file(), link
 
 
 def test_ablations_stay_out_of_the_main_table(ablated: Path) -> None:
-    assert sorted(m for m, _ in Page(ablated).rows) == ["KD", "SimKD", "plain", "teacher", "teacher-vit"]
+    assert sorted(m for m, _ in Page(page_of(ablated)).rows) == ["KD", "SimKD", "plain", "teacher", "teacher-vit"]
     table = json.loads((ablated.parent / "tables/toy-big-small-v1.json").read_text())
     assert [len(a["points"]) for a in table["ablations"]] == [2, 3, 3, 3]
 
 
 def test_marks_teachers_and_hostile_options_are_shown_as_text(ablated: Path) -> None:
-    text = ablated.read_text(encoding="utf-8")
-    assert 'SimKD<span class="mark">†‡</span>' in text
+    text = text_of(ablated)
+    assert 'SimKD</a><span class="mark-of">†‡</span>' in text
     assert "SimKD, ours, not the paper&#39;s: Ours &lt;b&gt;" in text
     assert "‡ Deploys another network" in text
     assert "share of the way to teacher." in text

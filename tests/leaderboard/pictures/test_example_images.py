@@ -21,6 +21,7 @@ from limbeck.engine.weights import save_weights, sha256_file
 from limbeck.errors import ConfigError, CorruptFile, OutputError
 from limbeck.leaderboard.pictures.example_images import choose
 from tests.leaderboard.fabricate import fabricate, write_all
+from tests.leaderboard.pages import text_of
 
 pytest.importorskip("mmseg", reason="the students are mmsegmentation's networks")
 
@@ -155,7 +156,7 @@ def test_command_draws_what_the_weights_say_and_build_shows_it(
 
     before = picture.read_bytes()
     call("build", "--out", site)
-    assert '<img src="examples/toy/big-small.v1.png"' in (site / "index.html").read_text(encoding="utf-8")
+    assert '<img src="../examples/toy/big-small.v1.png"' in text_of(site / "index.html")
     call("examples", "toy", "--runs", made.runs, "--out", site, "--count", 4)
     assert picture.read_bytes() == before  # the same records and data give the same bytes
 

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from limbeck.cli import leaderboard
 from limbeck.engine.evaluate import evaluate_weights
+from tests.leaderboard.pages import text_of
 
 
 def call(*args: object) -> str:
@@ -49,8 +50,8 @@ def test_command_draws_detections_and_build_says_what_the_colours_mean(
             wanted = alone(digit_runs.records[name], runs, one["sample"])
             assert one["metrics"][member] == pytest.approx(wanted)
     call("build", "--results", results, "--out", site)
-    text = (site / "index.html").read_text(encoding="utf-8")
-    assert '<img src="examples/toy-boxes/big-small.v1.png"' in text
+    text = text_of(site / "index.html", "toy-boxes")
+    assert '<img src="../examples/toy-boxes/big-small.v1.png"' in text
     for phrase in (
         "green where ACAM-KD alone found it with a box of its class, of that score and IoU 0.5 or more",
         "Boxes of score 0.3 or more are drawn",

@@ -28,6 +28,7 @@ from limbeck.leaderboard.pictures.plans import StalePicture, picture_files
 from limbeck.leaderboard.site import build_site
 from limbeck.leaderboard.store import Group, load_results
 from tests.leaderboard.fabricate import fabricate, write_all
+from tests.leaderboard.pages import page_of, text_of
 from tests.leaderboard.test_site import Page
 
 TASK = "semantic-segmentation"
@@ -187,13 +188,13 @@ def test_page_shows_the_picture_of_those_very_records(tmp_path: Path) -> None:
     group = group_of(tmp_path / "r", scenes())
     said: list[str] = []
     site = tmp_path / "site"
-    before = build_site(tmp_path / "r", site, note=said.append).read_text(encoding="utf-8")
+    before = text_of(build_site(tmp_path / "r", site, note=said.append))
     assert "Examples" not in before
     drawn(group, site)
     index = build_site(tmp_path / "r", site, note=said.append)
-    text = index.read_text(encoding="utf-8")
+    text = text_of(index)
     (tag,) = re.findall(r"<img [^>]*>", text)
-    assert 'src="examples/toy/big-small.v1.png" width="1600" height="900"' in tag
+    assert 'src="../examples/toy/big-small.v1.png" width="1600" height="900"' in tag
     assert "sample 17: teacher 40.0, plain student 41.0, CWD 42.0" in tag
     for phrase in (
         "Of 300 test samples 17 and 3 are drawn at random with a fixed seed; 8 is, among the others",
@@ -201,16 +202,17 @@ def test_page_shows_the_picture_of_those_very_records(tmp_path: Path) -> None:
         "green where CWD is right and the plain student wrong",
     ):
         assert phrase in text
-    for link in Page(index).links:
-        assert link.startswith(("#", "data:")) or (site / unquote(link)).is_file(), link
+    for link in Page(page_of(index)).links:
+        place = page_of(index).parent / unquote(link.partition("#")[0])
+        assert link.startswith(("#", "data:")) or place.is_file(), link
     assert said == []
 
 
 def test_examples_that_were_drawn_before_the_first_build_stay(tmp_path: Path) -> None:
     group = group_of(tmp_path / "r", scenes())
     drawn(group, tmp_path / "site")
-    assert "<img" in build_site(tmp_path / "r", tmp_path / "site").read_text(encoding="utf-8")
-    assert "<img" in build_site(tmp_path / "r", tmp_path / "site").read_text(encoding="utf-8")
+    assert "<img" in text_of(build_site(tmp_path / "r", tmp_path / "site"))
+    assert "<img" in text_of(build_site(tmp_path / "r", tmp_path / "site"))
 
 
 @pytest.mark.parametrize(
@@ -227,7 +229,7 @@ def test_stale_picture_is_not_shown_and_said(tmp_path: Path, later: list[RunReco
     drawn(group_of(tmp_path / "r", scenes()), tmp_path / "site")
     write_all(tmp_path / "r", later)
     said: list[str] = []
-    assert "<img" not in build_site(tmp_path / "r", tmp_path / "site", note=said.append).read_text(encoding="utf-8")
+    assert "<img" not in text_of(build_site(tmp_path / "r", tmp_path / "site", note=said.append))
     (line,) = said
     assert f"other weights of its {member} member" in line
     assert "limbeck leaderboard examples toy --pair big-small" in line
@@ -272,6 +274,6 @@ def test_names_are_text_and_addresses_are_quoted(tmp_path: Path) -> None:
     view = examples_view(found)
     assert unquote(view["picture"]) == "examples/toy/a b#1.v1.png"
     assert "teacher" not in view["alt"]
-    text = build_site(tmp_path / "r", tmp_path / "site").read_text(encoding="utf-8")
+    text = text_of(build_site(tmp_path / "r", tmp_path / "site"))
     assert evil not in text
-    assert 'src="examples/toy/a%20b%231.v1.png"' in text
+    assert 'src="../examples/toy/a%20b%231.v1.png"' in text

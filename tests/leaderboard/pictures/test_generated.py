@@ -36,6 +36,7 @@ from limbeck.leaderboard.pictures.trajectories import drawn_steps, find_trajecto
 from limbeck.multimodal.diffusion.hand_over import hand_over
 from limbeck.multimodal.diffusion.samplers import generators, noise
 from tests.leaderboard.fabricate import fabricate, write_all
+from tests.leaderboard.pages import text_of
 from tests.leaderboard.pictures.test_masks import call, group_of
 from tests.multimodal.diffusion.toys import toy
 
@@ -204,10 +205,10 @@ def test_table_is_made_of_the_file_over_seeds(drawn: SimpleNamespace) -> None:
 
 def test_page_shows_all_of_it(generator_runs: SimpleNamespace, drawn: SimpleNamespace) -> None:
     call("build", "--results", generator_runs.results, "--out", drawn.site)
-    text = (drawn.site / "index.html").read_text(encoding="utf-8")
+    text = text_of(drawn.site / "index.html", BENCHMARK)
     for kind in KINDS:
         picture = drawn.site / kind / BENCHMARK / f"{PAIR}.v1.png"
-        assert f'src="{kind}/{BENCHMARK}/{PAIR}.v1.png"' in text
+        assert f'src="../{kind}/{BENCHMARK}/{PAIR}.v1.png"' in text
         assert sha256_file(picture) == drawn.found[kind]["picture_sha256"]
         with Image.open(picture) as opened:
             assert list(opened.size) == drawn.found[kind]["size"]

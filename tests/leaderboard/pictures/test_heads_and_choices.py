@@ -21,6 +21,7 @@ from limbeck.leaderboard.pictures.plans import StalePicture
 from limbeck.leaderboard.pictures.reliability import bins_of, dual, find_reliability
 from limbeck.leaderboard.store import load_results
 from tests.leaderboard.fabricate import fabricate, write_all
+from tests.leaderboard.pages import text_of
 from tests.leaderboard.pictures.test_masks import call, group_of
 from tests.multimodal.vlm.test_run import tones_pair
 from tests.multimodal.vlm.toys import LinearClassifier, student
@@ -119,10 +120,10 @@ def test_choices_are_those_of_the_runs(loops: SimpleNamespace, drawn: SimpleName
 
 def test_page_shows_both_pictures_with_their_figures(loops: SimpleNamespace, drawn: SimpleNamespace) -> None:
     call("build", "--results", loops.results, "--out", drawn.site)
-    text = (drawn.site / "index.html").read_text(encoding="utf-8")
+    text = text_of(drawn.site / "index.html", "tones")
     for kind in ("reliability", "chosen"):
         picture = drawn.site / kind / "tones" / f"{PAIR}.v1.png"
-        assert f'src="{kind}/tones/{PAIR}.v1.png"' in text
+        assert f'src="../{kind}/tones/{PAIR}.v1.png"' in text
         found = getattr(drawn, kind)
         assert sha256_file(picture) == found["picture_sha256"]
         with Image.open(picture) as opened:

@@ -24,6 +24,7 @@ from limbeck.leaderboard.pictures.plans import StalePicture, picture_files
 from limbeck.leaderboard.store import Group, load_results
 from tests.leaderboard.conftest import EPOCHS
 from tests.leaderboard.fabricate import fabricate, linked, write_all
+from tests.leaderboard.pages import text_of
 
 BENCHMARK = "toy-boxes"
 
@@ -95,9 +96,9 @@ def test_epochs_images_and_levels_are_said(drawn: SimpleNamespace) -> None:
 
 def test_page_shows_the_numbers_below_the_examples(digit_runs: SimpleNamespace, drawn: SimpleNamespace) -> None:
     call("build", "--results", digit_runs.results, "--out", drawn.site)
-    text = (drawn.site / "index.html").read_text(encoding="utf-8")
+    text = text_of(drawn.site / "index.html", BENCHMARK)
     (tag,) = re.findall(r"<img [^>]*>", text)
-    assert f'src="masks/{BENCHMARK}/big-small.v1.png"' in tag
+    assert f'src="../masks/{BENCHMARK}/big-small.v1.png"' in tag
     spatial = drawn.found["curves"]["spatial"]["change"]
     assert f"spatial masks {spatial[0][-1]:.4f} at neck[0] and {spatial[1][-1]:.4f} at neck[1]" in text
     low, high = (f(r[i] for r in drawn.found["ranges"]) for i, f in ((0, min), (1, max)))

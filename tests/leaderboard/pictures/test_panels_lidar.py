@@ -15,6 +15,7 @@ from limbeck.leaderboard.pictures.examples import LIDAR_IOU
 from limbeck.leaderboard.pictures.panels import PANELS
 from limbeck.leaderboard.pictures.panels_detection import BOTH, FOUND, GAINED, LOST, MISSED, Detections
 from limbeck.leaderboard.pictures.panels_lidar import SIDE, draw_lidar, found_objects
+from tests.leaderboard.pages import text_of
 from tests.leaderboard.pictures.test_masks import call
 from tests.leaderboard.pictures.test_panels import Legends
 
@@ -102,4 +103,4 @@ def test_command_draws_frames_of_the_records(lidar_runs: SimpleNamespace, tmp_pa
     words = ["--results", lidar_runs.results, "--runs", lidar_runs.runs, "--out", tmp_path]
     call("examples", "toy-lidar", *words, "--count", 1)
     call("build", "--results", lidar_runs.results, "--out", tmp_path)
-    assert 'src="examples/toy-lidar/big-small.v1.png"' in (tmp_path / "index.html").read_text(encoding="utf-8")
+    assert 'src="../examples/toy-lidar/big-small.v1.png"' in text_of(tmp_path / "index.html", "toy-lidar")

@@ -24,6 +24,7 @@ from limbeck.leaderboard.pictures.plans import StalePicture, picture_files
 from limbeck.leaderboard.pictures.voxels import FOLDER, Voxels, chosen, find_voxels, plan_voxels
 from limbeck.leaderboard.store import Group, load_results
 from tests.leaderboard.fabricate import fabricate, linked, write_all
+from tests.leaderboard.pages import text_of
 from tests.leaderboard.pictures.test_masks import call
 from tests.pointcloud.small_runs import EXTENT, LINK, STUDENT, scenes
 
@@ -109,9 +110,9 @@ def test_description_names_run_teacher_and_options(lidar_runs: SimpleNamespace, 
 
 def test_page_shows_the_picture_and_its_shares(lidar_runs: SimpleNamespace, drawn: SimpleNamespace) -> None:
     call("build", "--results", lidar_runs.results, "--out", drawn.site)
-    text = (drawn.site / "index.html").read_text(encoding="utf-8")
+    text = text_of(drawn.site / "index.html", BENCHMARK)
     (tag,) = re.findall(r"<img [^>]*>", text)
-    assert f'src="voxels/{BENCHMARK}/big-small.v1.png"' in tag
+    assert f'src="../voxels/{BENCHMARK}/big-small.v1.png"' in tag
     assert "Chosen voxels" in text
     share = np.mean([one["pillars_inside"] for one in drawn.found["frames"]])
     assert f"{100 * share:.1f} % of all pillars lie inside true boxes" in text

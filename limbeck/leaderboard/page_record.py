@@ -1,0 +1,119 @@
+"""What the site's template shows of a record: figures, cost, environment, config, and how to run it again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from limbeck.engine.record import RunRecord
+from limbeck.leaderboard.addresses import Addresses, task_title
+from limbeck.leaderboard.checks import teacher_ids
+from limbeck.leaderboard.figures import BLANK, count, number
+from limbeck.leaderboard.commands import commands_of
+from limbeck.leaderboard.table import decimals, title
+
+
+def record_view(record: RunRecord, known: Mapping[str, RunRecord], addresses: Addresses) -> dict[str, Any]:
+    """Everything that the template shows of one record.
+
+    Args:
+        known: every record of the site by id; another one has no page to link to.
+    """
+    return dict(
+        id=record.id,
+        method=record.method,
+        method_link=addresses.method(record.method),
+        seed=record.seed,
+        name=f"{record.benchmark}/{record.pair}",
+        version=record.benchmark_version,
+        task=task_title(record.task),
+        task_link=addresses.task(record.task),
+        benchmark_link=addresses.benchmark(record.benchmark),
+        status=record.status,
+        assumption=record.assumption,
+        json=f"{record.id.rpartition('/')[2]}.json",
+        student=addresses.student(record.id),
+        links=_links(record, known, addresses),
+        metrics=_metrics(record),
+        classes=[(title(name), list(values.items())) for name, values in record.per_class.items()],
+        sections=_sections(record),
+        commands=commands_of(record, known),
+        config=json.dumps(record.config, indent=1, ensure_ascii=False),
+    )
+
+
+def _links(record: RunRecord, known: Mapping[str, RunRecord], addresses: Addresses) -> list[tuple[str, str, str]]:
+    """Teachers and the plain student with this seed: what, id, address."""
+    found = [("teacher", identity) for identity in dict.fromkeys(teacher_ids(record))]
+    if record.plain_record:
+        found.append(("plain student", record.plain_record))
+    return [(what, one, addresses.record(one) if one in known else "") for what, one in found]
+
+
+def _metrics(record: RunRecord) -> list[tuple[str, str, str]]:
+    """Name, on the test split, on the validation split."""
+    rows = []
+    for name in dict.fromkeys((*record.metrics, *record.val_metrics)):
+        values = record.metrics.get(name), record.val_metrics.get(name)
+        places = decimals(v for v in values if v is not None)
+        rows.append((title(name), *(number(v, places) for v in values)))
+    return rows
+
+
+def _sections(record: RunRecord) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Headings, and under each what the record says."""
+    data, cost, recipe = record.data, record.cost, record.recipe
+    latency = cost.student_latency_ms
+    models = [("teacher", record.teacher), ("student", record.student)]
+    return [
+        (
+            "Networks",
+            [
+                (what, f"{m.name}, {m.parameters:,} parameters, {count(m.flops)} FLOPs")
+                for what, m in models
+                if m is not None
+            ],
+        ),
+        (
+            "Data",
+            [
+                ("name", data.name),
+                ("samples", f"{data.train_samples:,} train, {data.val_samples:,} val, {data.test_samples:,} test"),
+                (f"{data.split} hash", data.content_hash),
+                ("train hash", data.train_hash or BLANK),
+                ("val hash", data.val_hash or BLANK),
+                *((f"{name} hash", more.content_hash) for name, more in data.also.items()),
+            ],
+        ),
+        (
+            "Recipe",
+            [(key.replace("_", " "), _said(value)) for key, value in recipe.__dict__.items()],
+        ),
+        (
+            "Cost",
+            [
+                ("training", f"{number(cost.train_seconds, 1)} s"),
+                ("samples seen", f"{cost.samples_seen:,}"),
+                ("teacher forwards", f"{cost.teacher_forwards:,}"),
+                ("peak memory", f"{number(cost.peak_memory_mb, 0)} MB"),
+                ("latency", BLANK if latency is None else f"{number(latency, 3)} ms a sample"),
+            ],
+        ),
+        (
+            "Environment",
+            [(key.replace("_", " "), _said(value)) for key, value in record.environment.__dict__.items()],
+        ),
+        (
+            "Hashes",
+            [
+                ("config", record.config_hash),
+                ("student's weights", record.student_sha256),
+                ("weights before the first step", record.initial_hash),
+            ],
+        ),
+    ]
+
+
+def _said(value: Any) -> str:
+    return BLANK if value is None else f"{value:g}" if isinstance(value, float) else str(value)
