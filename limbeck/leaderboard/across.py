@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 ALPHA = 0.05
 FEWEST = 2  # pairs
+INK = "#000000"  # matplotlib's; the page's own colour of text takes its place in the diagram
 
 
 @dataclass(frozen=True)
@@ -240,14 +241,14 @@ def across_svg(found: Across) -> str:
             matrix,
             alpha=found.alpha,
             ax=figure.add_subplot(),
-            color_palette=dict.fromkeys(labels, "#333333"),
+            color_palette=dict.fromkeys(labels, INK),
             label_fmt_left="{label} ({rank:.2f})",
             label_fmt_right="({rank:.2f}) {label}",
         )
         figure.savefig(
             text, format="svg", bbox_inches="tight", transparent=True, metadata={"Date": None, "Creator": None}
         )
-    drawn = text.getvalue()
+    drawn = text.getvalue().replace(INK, "currentColor")  # a page in dark mode has light text
     return drawn[drawn.index("<svg") :].replace("<svg", f'<svg role="img" aria-label="{escape(_spoken(found))}"', 1)
 
 

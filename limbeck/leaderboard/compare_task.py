@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from limbeck.errors import ConfigError
 from limbeck.leaderboard.figures import number, probability
@@ -121,7 +121,7 @@ def _wilcoxon(means: Sequence[float]) -> float | None:
     from scipy.stats import wilcoxon
 
     different = [m for m in (round(m, 9) for m in means) if m]
-    return float(wilcoxon(different).pvalue) if different else None
+    return float(cast(Any, wilcoxon(different)).pvalue) if different else None
 
 
 def _summary(found: TaskComparison) -> str:

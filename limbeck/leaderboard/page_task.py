@@ -5,11 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from markupsafe import Markup
+
 from limbeck.engine.config import PLAIN, TEACHER
+from limbeck.errors import ConfigError, ExtraMissing
+from limbeck.leaderboard.across import across, across_svg
 from limbeck.leaderboard.addresses import Addresses, task_title
 from limbeck.leaderboard.advice import MethodAdvice, PairAdvice, advise_methods, advise_pair, never_helped
 from limbeck.leaderboard.figures import count, number, probability, share
 from limbeck.leaderboard.page_cells import blank, cell, column, estimated, optional
+from limbeck.leaderboard.render_tasks import across_notes, across_sentences
 from limbeck.leaderboard.rows import Row
 from limbeck.leaderboard.svg_plots import against
 from limbeck.leaderboard.table import Table, column_decimals, direction, title
@@ -17,12 +22,19 @@ from limbeck.leaderboard.table import Table, column_decimals, direction, title
 SHORT = 5  # methods of a short table
 
 
-def across_view(task: str, tables: Sequence[Table]) -> Any:
-    """What stands above a task's tables and compares its methods across pairs, as markup; None where there is nothing.
+def across_view(tables: Sequence[Table]) -> dict[str, Any] | None:
+    """The comparison of a task's methods over its pairs; None where `across` has nothing to compare.
 
-    This is the place for a critical-difference diagram: return its SVG as `markupsafe.Markup`.
+    Without scikit-posthocs there is no diagram, and the section says so.
     """
-    return None
+    try:
+        found = across(tables)
+        drawn = Markup(across_svg(found))  # markup of our own: names in it are escaped by matplotlib
+    except ConfigError:  # fewer than two pairs or three methods, or metrics of several kinds
+        return None
+    except ExtraMissing as missing:
+        return dict(svg=None, sentences=[str(missing)], notes=[])
+    return dict(svg=drawn, sentences=across_sentences(found), notes=across_notes(found))
 
 
 def task_view(task: str, tables: Sequence[Table], slugs: Sequence[str], addresses: Addresses) -> dict[str, Any]:
@@ -45,7 +57,7 @@ def task_view(task: str, tables: Sequence[Table], slugs: Sequence[str], addresse
         method_rows=[_method_row(m, addresses) for m in methods],
         never=[_counted(m, addresses) for m in never_helped(methods)],
         harmed=[_counted(m, addresses) for m in methods if m.hurt],
-        across=across_view(task, only),
+        across=across_view(only),
         benchmarks=[_benchmark(name, current, addresses) for name in dict.fromkeys(t.benchmark for t in only)],
     )
 

@@ -61,7 +61,8 @@ def across_notes(found: Across) -> list[str]:
     said = []
     if not found.chosen:
         said.append(
-            "Methods: those that together fill the largest number of methods × pairs; name others with --method."
+            "Methods: those that together fill the largest number of methods × pairs; limbeck leaderboard across TASK "
+            "--method names others."
         )
     said.append(
         "Gain: mean over pairs ± half of the 95 % t interval over pairs; a pair's is that of its table. Ranks are of "

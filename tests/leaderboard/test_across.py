@@ -175,5 +175,7 @@ def test_diagram_is_an_svg_element_with_every_name(tmp_path: Path) -> None:
     assert root.get("role") == "img"
     assert "Not told apart" in str(root.get("aria-label"))
     assert "<b>" not in drawn
+    assert "currentColor" in drawn  # readable in dark mode
+    assert "#000000" not in drawn
     assert across_svg(found) == drawn
     assert across_json(found)["methods"][0]["method"] == "<b>$x$</b>"
