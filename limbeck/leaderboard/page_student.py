@@ -30,6 +30,7 @@ _TOLD = {
     "card_version", "name", "task", "benchmark", "benchmark_version", "pair", "method", "seed", "model", "teacher",
     "dataset", "classes", "palette", "metrics", "primary_metric", "record", "parameters", "flops", "file",
     "file_bytes", "sha256", "licence", "intended_use", "limits", "preprocessing", "voxels", "sampler",
+    "latency_ms", "latency_device", "latency_threads",
 }  # fmt: skip
 _INPUTS = ("preprocessing", "voxels", "sampler")
 
