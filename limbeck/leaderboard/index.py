@@ -184,8 +184,11 @@ def read_fast(path: Path) -> RunRecord:
     Raises: CorruptFile.
     """
     try:
-        record = RunRecord.model_validate_json(path.read_bytes())
+        content = path.read_bytes()
+        record = RunRecord.model_validate_json(content)
     except (OSError, ValidationError):
+        return read_record(path)
+    if not content.isascii() or b"\\u" in content or b"\x7f" in content:  # may hold a control character
         return read_record(path)
     text = json.dumps(record.config, sort_keys=True)  # from JSON, so its keys are text already
     if hashlib.sha256(text.encode()).hexdigest() != record.config_hash:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from limbeck.engine.config import PLAIN, TEACHER
 from limbeck.engine.record import RunRecord
+from limbeck.engine.shipped import find_source
 from limbeck.leaderboard.addresses import Addresses, task_title
 from limbeck.leaderboard.advice import helped, hurt
 from limbeck.leaderboard.figures import count, number, probability, share
 from limbeck.leaderboard.page_cells import blank, cell, column, estimated, optional
 from limbeck.leaderboard.rows import Row
-from limbeck.leaderboard.sources import find_source, linked_text
 from limbeck.leaderboard.svg_plots import dots
 from limbeck.leaderboard.table import Table, column_decimals, direction, title
 
+_ARXIV = re.compile(r"arXiv:? ?(\d{4}\.\d{4,5})")
 Measured = tuple[Table, Row, str]  # with the slug of the table's section
 COLUMNS = [
     column("pair", text=True),
@@ -151,3 +153,13 @@ def _plot(name: str, metric: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
     data = dict(title=f"gain in {metric}", higher=True, rows=rows)
     label = f"Gain in {metric} of {name} over the plain student by pair; the table below has the same figures"
     return dict(metric=metric, svg=dots(data, label, zero=True))
+
+
+def linked_text(text: str) -> list[tuple[str, str | None]]:
+    """A text in parts, each with the address that it links to: 'arXiv 1503.02531' to its abstract."""
+    parts: list[tuple[str, str | None]] = []
+    end = 0
+    for match in _ARXIV.finditer(text):
+        parts += [(text[end : match.start()], None), (match[0], f"https://arxiv.org/abs/{match[1]}")]
+        end = match.end()
+    return [(said, link) for said, link in (*parts, (text[end:], None)) if said]

@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 import scipy.stats
 
+from limbeck.engine.shipped import find_source
 from limbeck.leaderboard.addresses import addresses_of, shown_cards
 from limbeck.leaderboard.advice import advise_methods, advise_pair, never_helped
 from limbeck.leaderboard.commands import commands_of
+from limbeck.leaderboard.page_method import linked_text
 from limbeck.leaderboard.page_task import task_view
-from limbeck.leaderboard.sources import find_source, linked_text
 from limbeck.leaderboard.store import load_results
 from limbeck.leaderboard.table import Table, build_tables
 from tests.leaderboard.fabricate import fabricate, with_values, write_all

@@ -19,6 +19,7 @@ from limbeck.engine.record import read_record
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+PATIENCE = 120_000  # ms; of a busy machine
 BENCHMARK = "benchmarks/toy.html"
 TABLE = "#table-toy-big-small-v1"
 KINDS = {
@@ -46,6 +47,7 @@ def browser() -> Iterator[Any]:
 def page(browser: Any) -> Iterator[Any]:
     """A page that fails the test where anything is written to its console as an error."""
     context = browser.new_context(viewport=dict(width=1280, height=900), color_scheme="light")
+    context.set_default_timeout(PATIENCE)
     opened = context.new_page()
     said: list[str] = []
     opened.on("console", lambda message: said.append(message.text) if message.type in ("error", "warning") else None)
@@ -75,6 +77,7 @@ def test_no_text_of_a_record_or_card_runs_and_every_page_fits_a_narrow_screen(
     pages = [p for p in sorted(folder.rglob("*.html")) if records not in p.parents]
     pages += [p for p in sorted(records.rglob("*.html")) if "seed0" in p.name and ("evil" in str(p) or "kd" in str(p))]
     context = browser.new_context(viewport=dict(width=360, height=740))
+    context.set_default_timeout(PATIENCE)
     page = context.new_page()
     said: list[str] = []
     page.on("console", lambda message: said.append(message.text))

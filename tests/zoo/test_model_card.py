@@ -247,9 +247,9 @@ def test_method_papers_are_those_of_the_files():
 @pytest.mark.parametrize(
     ("identity", "command"),
     [
-        ("digits/resnet20-resnet8/kd/seed0", "limbeck reproduce demo --only KD"),
-        ("digits/resnet20-resnet8/plain/seed0", "limbeck reproduce demo --only plain"),
-        ("digits/resnet20-resnet8/teacher/seed0", "limbeck train vision/digits --method teacher --seed 0"),
+        ("digits/resnet20-resnet8/kd/seed0", "limbeck bench reproduce digits/resnet20-resnet8 --cells KD/0"),
+        ("digits/resnet20-resnet8/plain/seed0", "limbeck bench reproduce digits/resnet20-resnet8 --cells plain/0"),
+        ("digits/resnet20-resnet8/teacher/seed0", "limbeck bench reproduce digits/resnet20-resnet8 --cells teacher/0"),
     ],
 )
 def test_rerun_command(identity, command):
@@ -257,7 +257,7 @@ def test_rerun_command(identity, command):
     assert rerun_command(record) == command
 
 
-def test_rerun_of_a_pair_that_no_suite_has(made):
+def test_rerun_of_a_pair_that_is_not_shipped(made):
     assert rerun_command(made[1]) is None
 
 

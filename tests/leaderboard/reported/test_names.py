@@ -8,6 +8,7 @@ import pytest
 
 from limbeck.engine.config import PairConfig, load_pair, shipped_configs
 from limbeck.engine.registry import METHODS
+from limbeck.engine.shipped import pair_configs
 from limbeck.leaderboard.reported import (
     aliases,
     counterpart,
@@ -17,7 +18,6 @@ from limbeck.leaderboard.reported import (
     reported_rows,
     source_rows,
 )
-from limbeck.leaderboard.shipped import stated_pairs
 
 ROWS = [*reported_rows(), *reported_gains(), *reported_reruns()]
 
@@ -105,5 +105,5 @@ def test_label_fractions_lead_to_benchmarks_of_their_own() -> None:
 
 
 def test_every_shipped_config_states_its_pair_where_it_is_looked_for(pairs: dict[str, list[PairConfig]]) -> None:
-    assert set(stated_pairs()) == {pair.pair for found in pairs.values() for pair in found}
-    assert sum(map(len, stated_pairs().values())) == sum(map(len, pairs.values()))
+    assert set(pair_configs()) == {(pair.benchmark, pair.pair) for found in pairs.values() for pair in found}
+    assert sum(map(len, pair_configs().values())) == sum(map(len, pairs.values()))

@@ -1,4 +1,7 @@
-"""Where a method is written down: its file and docstrings, read as text, so that nothing is imported for a page."""
+"""What Limbeck ships, read as text: where a registered class is written down, and which configs have a pair.
+
+Nothing is imported or run for it: loading more than a hundred configs for their names would take seconds.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +14,11 @@ from importlib.resources import files
 from inspect import cleandoc
 from pathlib import Path
 
+from limbeck.engine.config import shipped_configs
+
 ROOMS = ("methods", "strategies", "loops")
 _CLASS = re.compile(r"^class (\w+)", re.MULTILINE)
-_ARXIV = re.compile(r"arXiv:? ?(\d{4}\.\d{4,5})")
+_BASE = re.compile(r'^_base_ = \[?"(.+?)"', re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -54,11 +59,22 @@ def _text(node: ast.Module | ast.ClassDef) -> str:
     return cleandoc(ast.get_docstring(node) or "")
 
 
-def linked_text(text: str) -> list[tuple[str, str | None]]:
-    """A text in parts, each with the address that it links to: 'arXiv 1503.02531' to its abstract."""
-    parts: list[tuple[str, str | None]] = []
-    end = 0
-    for match in _ARXIV.finditer(text):
-        parts += [(text[end : match.start()], None), (match[0], f"https://arxiv.org/abs/{match[1]}")]
-        end = match.end()
-    return [(said, link) for said, link in (*parts, (text[end:], None)) if said]
+@cache
+def pair_configs() -> Mapping[tuple[str, str], tuple[str, ...]]:
+    """Names of the shipped configs by the benchmark and pair that they, or what they are based on, state."""
+    found: dict[tuple[str, str], tuple[str, ...]] = {}
+    for name, path in shipped_configs().items():
+        benchmark, pair = _stated(path, "benchmark"), _stated(path, "pair")
+        if benchmark is not None and pair is not None:
+            found[benchmark, pair] = (*found.get((benchmark, pair), ()), name)
+    return found
+
+
+def _stated(path: Path, key: str) -> str | None:
+    text = path.read_text(encoding="utf-8")
+    match = re.search(rf'^{key} = "(.+)"', text, re.MULTILINE)
+    if match is not None:
+        return match[1]
+    base = _BASE.search(text)
+    beside = None if base is None else path.parent / base[1]
+    return _stated(beside, key) if beside is not None and beside.is_file() else None
