@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 
 
 SUITES = """demo fashion-mnist cifar10-jpeg-cross ensemble flowers5 search ablation camvid bccd lidar dho-digits
-active-digits"""
+active-digits active"""
 
 
 @pytest.mark.parametrize("suite", SUITES.split())
@@ -34,6 +34,7 @@ def test_every_run_of_a_suite_has_a_current_record(suite):
         "docs/detection-results.md",
         "docs/pointcloud-results.md",
         "docs/multimodal.md",
+        "docs/diffusion.md",
     ],
 )
 def test_tables_in_pages_are_what_the_records_say(page):
