@@ -19,7 +19,7 @@ from limbeck.leaderboard.checks import MixedRecords
 from limbeck.leaderboard.compare import compare_benchmark, comparison_json, render_comparison
 from limbeck.leaderboard.curves import Curve, Curves, build_curves, compare_curves, curves_json, curves_of
 from limbeck.leaderboard.render_curves import render_compared, render_curves
-from limbeck.leaderboard.site import build_site
+from limbeck.leaderboard.site.build import build_site
 from limbeck.leaderboard.store import Results, load_results
 from limbeck.leaderboard.table import build_table, direction, title
 from tests.leaderboard.fabricate import fabricate, write_all
