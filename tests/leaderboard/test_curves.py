@@ -300,7 +300,7 @@ def test_json_holds_every_value(tmp_path: Path) -> None:
 
 
 def test_page_draws_curves_and_says_them_in_a_table(tmp_path: Path) -> None:
-    from tests.leaderboard.test_site import Page
+    from tests.leaderboard.site.test_build import Page
 
     write_all(tmp_path / "r", [*few_shot(), *active()])
     index = build_site(tmp_path / "r", tmp_path / "site")

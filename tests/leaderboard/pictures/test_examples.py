@@ -29,7 +29,7 @@ from limbeck.leaderboard.site.examples import examples_view
 from limbeck.leaderboard.store import Group, load_results
 from tests.leaderboard.fabricate import fabricate, write_all
 from tests.leaderboard.pages import page_of, text_of
-from tests.leaderboard.test_site import Page
+from tests.leaderboard.site.test_build import Page
 
 TASK = "semantic-segmentation"
 
