@@ -68,7 +68,7 @@ def build(
     Example: limbeck leaderboard build --out out/leaderboard --readme README.md
     """
     from limbeck.leaderboard.render import update_markdown
-    from limbeck.leaderboard.site import build_site
+    from limbeck.leaderboard.site.build import build_site
     from limbeck.leaderboard.store import load_results
     from limbeck.leaderboard.table import build_tables
     from limbeck.zoo import list_students

@@ -78,8 +78,8 @@ def hand_over(
 
     Example: limbeck leaderboard hand-over diffusion --results out/diffusion/records --runs out/diffusion/runs
     """
-    from limbeck.leaderboard.page_hand_over import hand_over_markdown
     from limbeck.leaderboard.pictures.hand_overs import draw_hand_over, plan_hand_over
+    from limbeck.leaderboard.site.hand_over import hand_over_markdown
 
     with progress(True) as bars:
         for plan in planned(plan_hand_over, benchmark, results, runs, pair):

@@ -8,7 +8,7 @@ from limbeck.leaderboard.compare import compare_benchmark, compare_methods, rend
 from limbeck.leaderboard.curves import Curves, build_curves
 from limbeck.leaderboard.render import render, show_tables, to_markdown, update_markdown
 from limbeck.leaderboard.reproduce import render_reproduction, reproduce, reproduce_results
-from limbeck.leaderboard.site import build_site
+from limbeck.leaderboard.site.build import build_site
 from limbeck.leaderboard.store import Group, Results, load_results
 from limbeck.leaderboard.table import Table, build_table, build_tables, to_json
 from limbeck.leaderboard.verify import verify_record, verify_records

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from limbeck.leaderboard.curves import build_curves
-from limbeck.leaderboard.page import group_view, slugs
-from limbeck.leaderboard.page_curves import place_curves
+from limbeck.leaderboard.site.curves import place_curves
+from limbeck.leaderboard.site.table import group_view, slugs
 from limbeck.leaderboard.store import load_results
 from limbeck.leaderboard.table import build_tables
 

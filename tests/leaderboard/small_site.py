@@ -6,7 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from limbeck.leaderboard.site import build_site
+from limbeck.leaderboard.site.build import build_site
 from limbeck.zoo.card import Card
 from tests.leaderboard.fabricate import fabricate, linked, suite, vary, write_all
 from tests.leaderboard.test_curves import few_shot

@@ -8,11 +8,11 @@ import pytest
 import scipy.stats
 
 from limbeck.engine.shipped import find_source
-from limbeck.leaderboard.addresses import addresses_of, shown_cards
 from limbeck.leaderboard.advice import advise_methods, advise_pair, never_helped
-from limbeck.leaderboard.commands import commands_of
-from limbeck.leaderboard.page_method import linked_text
-from limbeck.leaderboard.page_task import task_view
+from limbeck.leaderboard.site.addresses import addresses_of, shown_cards
+from limbeck.leaderboard.site.commands import commands_of
+from limbeck.leaderboard.site.method import linked_text
+from limbeck.leaderboard.site.task import task_view
 from limbeck.leaderboard.store import load_results
 from limbeck.leaderboard.table import Table, build_tables
 from tests.leaderboard.fabricate import fabricate, with_values, write_all

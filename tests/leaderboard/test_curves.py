@@ -19,7 +19,7 @@ from limbeck.leaderboard.checks import MixedRecords
 from limbeck.leaderboard.compare import compare_benchmark, comparison_json, render_comparison
 from limbeck.leaderboard.curves import Curve, Curves, build_curves, compare_curves, curves_json, curves_of
 from limbeck.leaderboard.render_curves import render_compared, render_curves
-from limbeck.leaderboard.site import build_site
+from limbeck.leaderboard.site.build import build_site
 from limbeck.leaderboard.store import Results, load_results
 from limbeck.leaderboard.table import build_table, direction, title
 from tests.leaderboard.fabricate import fabricate, write_all
@@ -300,7 +300,7 @@ def test_json_holds_every_value(tmp_path: Path) -> None:
 
 
 def test_page_draws_curves_and_says_them_in_a_table(tmp_path: Path) -> None:
-    from tests.leaderboard.test_site import Page
+    from tests.leaderboard.site.test_build import Page
 
     write_all(tmp_path / "r", [*few_shot(), *active()])
     index = build_site(tmp_path / "r", tmp_path / "site")

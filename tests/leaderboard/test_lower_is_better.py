@@ -20,7 +20,7 @@ from limbeck.leaderboard.compare import compare_methods, render_comparison
 from limbeck.leaderboard.curves import build_curves, curves_of
 from limbeck.leaderboard.render import render, to_markdown
 from limbeck.leaderboard.render_curves import render_curves
-from limbeck.leaderboard.site import build_site
+from limbeck.leaderboard.site.build import build_site
 from limbeck.leaderboard.stats import gained, gap_closed
 from limbeck.leaderboard.store import load_results
 from limbeck.leaderboard.table import Table, build_table, direction, title

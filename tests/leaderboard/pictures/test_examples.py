@@ -14,7 +14,6 @@ from limbeck.engine.record import RunRecord
 from limbeck.engine.weights import sha256_file, write_json
 from limbeck.errors import ConfigError, OutputError, UnknownName
 from limbeck.leaderboard.checks import check_apart
-from limbeck.leaderboard.page_examples import examples_view
 from limbeck.leaderboard.pictures.examples import (
     FOLDER,
     Examples,
@@ -25,11 +24,12 @@ from limbeck.leaderboard.pictures.examples import (
 )
 from limbeck.leaderboard.pictures.examples import Member as Column
 from limbeck.leaderboard.pictures.plans import StalePicture, picture_files
-from limbeck.leaderboard.site import build_site
+from limbeck.leaderboard.site.build import build_site
+from limbeck.leaderboard.site.examples import examples_view
 from limbeck.leaderboard.store import Group, load_results
 from tests.leaderboard.fabricate import fabricate, write_all
 from tests.leaderboard.pages import page_of, text_of
-from tests.leaderboard.test_site import Page
+from tests.leaderboard.site.test_build import Page
 
 TASK = "semantic-segmentation"
 

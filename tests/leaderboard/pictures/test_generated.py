@@ -18,7 +18,6 @@ from limbeck.engine.record import RunRecord
 from limbeck.engine.registry import ADAPTERS
 from limbeck.engine.weights import sha256_file
 from limbeck.errors import ConfigError, CorruptFile, UserError
-from limbeck.leaderboard.page_hand_over import hand_over_markdown, hand_over_table
 from limbeck.leaderboard.pictures.generator_run import (
     config_of,
     load_generator,
@@ -33,6 +32,7 @@ from limbeck.leaderboard.pictures.plans import StalePicture
 from limbeck.leaderboard.pictures.plots import Axis, Series, plot
 from limbeck.leaderboard.pictures.samples import find_samples
 from limbeck.leaderboard.pictures.trajectories import drawn_steps, find_trajectories, stepwise
+from limbeck.leaderboard.site.hand_over import hand_over_markdown, hand_over_table
 from limbeck.multimodal.diffusion.hand_over import hand_over
 from limbeck.multimodal.diffusion.samplers import generators, noise
 from tests.leaderboard.fabricate import fabricate, write_all

@@ -17,10 +17,10 @@ from limbeck.cli import leaderboard
 from limbeck.engine.record import RunRecord, config_hash
 from limbeck.engine.weights import sha256_file
 from limbeck.errors import ConfigError, CorruptFile, OutputError, UnknownName
-from limbeck.leaderboard.page_masks import masks_view
 from limbeck.leaderboard.pictures.mask_run import changes, moved_most, movement
 from limbeck.leaderboard.pictures.masks import FOLDER, find_masks, masked, plan_masks
 from limbeck.leaderboard.pictures.plans import StalePicture, picture_files
+from limbeck.leaderboard.site.masks import masks_view
 from limbeck.leaderboard.store import Group, load_results
 from tests.leaderboard.conftest import EPOCHS
 from tests.leaderboard.fabricate import fabricate, linked, write_all

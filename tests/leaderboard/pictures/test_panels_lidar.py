@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from limbeck.leaderboard.page_examples import _colours
 from limbeck.leaderboard.pictures.example_images import Shown
 from limbeck.leaderboard.pictures.examples import LIDAR_IOU
 from limbeck.leaderboard.pictures.panels import PANELS
 from limbeck.leaderboard.pictures.panels_detection import BOTH, FOUND, GAINED, LOST, MISSED, Detections
 from limbeck.leaderboard.pictures.panels_lidar import SIDE, draw_lidar, found_objects
+from limbeck.leaderboard.site.examples import _colours
 from tests.leaderboard.pages import text_of
 from tests.leaderboard.pictures.test_masks import call
 from tests.leaderboard.pictures.test_panels import Legends

@@ -19,9 +19,9 @@ from limbeck.engine.record import RunRecord, config_hash
 from limbeck.engine.registry import DATASETS
 from limbeck.engine.weights import sha256_file
 from limbeck.errors import ConfigError, CorruptFile
-from limbeck.leaderboard.page_voxels import voxels_view
 from limbeck.leaderboard.pictures.plans import StalePicture, picture_files
 from limbeck.leaderboard.pictures.voxels import FOLDER, Voxels, chosen, find_voxels, plan_voxels
+from limbeck.leaderboard.site.voxels import voxels_view
 from limbeck.leaderboard.store import Group, load_results
 from tests.leaderboard.fabricate import fabricate, linked, write_all
 from tests.leaderboard.pages import text_of

@@ -10,8 +10,8 @@ from typing import Any
 
 from limbeck.errors import OutputError
 from limbeck.leaderboard.checks import check_apart
-from limbeck.leaderboard.site_pages import MANIFEST, Track, write_site
-from limbeck.leaderboard.site_pictures import Note, pictures_of
+from limbeck.leaderboard.site.pages import MANIFEST, Track, write_site
+from limbeck.leaderboard.site.pictures import Note, pictures_of
 from limbeck.leaderboard.store import load_results
 
 

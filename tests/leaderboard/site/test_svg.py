@@ -7,8 +7,8 @@ from xml.etree.ElementTree import fromstring
 
 import pytest
 
-from limbeck.leaderboard.svg import Plot, Scale, apart, cut, measured, tick
-from limbeck.leaderboard.svg_plots import against, dots
+from limbeck.leaderboard.site.svg import Plot, Scale, apart, cut, measured, tick
+from limbeck.leaderboard.site.svg_plots import against, dots
 
 
 def row(method: str, mean: float, **more: object) -> dict[str, object]:

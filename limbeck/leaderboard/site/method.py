@@ -9,12 +9,12 @@ from typing import Any
 from limbeck.engine.config import PLAIN, TEACHER
 from limbeck.engine.record import RunRecord
 from limbeck.engine.shipped import find_source
-from limbeck.leaderboard.addresses import Addresses, task_title
 from limbeck.leaderboard.advice import helped, hurt
 from limbeck.leaderboard.figures import count, number, probability, share
-from limbeck.leaderboard.page_cells import blank, cell, column, estimated, optional
 from limbeck.leaderboard.rows import Row
-from limbeck.leaderboard.svg_plots import dots
+from limbeck.leaderboard.site.addresses import Addresses, task_title
+from limbeck.leaderboard.site.cells import blank, cell, column, estimated, optional
+from limbeck.leaderboard.site.svg_plots import dots
 from limbeck.leaderboard.table import Table, column_decimals, direction, title
 
 _ARXIV = re.compile(r"arXiv:? ?(\d{4}\.\d{4,5})")

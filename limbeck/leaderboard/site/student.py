@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from limbeck.engine.record import RunRecord
-from limbeck.leaderboard.addresses import Addresses, task_title
 from limbeck.leaderboard.figures import count, number
-from limbeck.leaderboard.page_cells import cell, column, optional
+from limbeck.leaderboard.site.addresses import Addresses, task_title
+from limbeck.leaderboard.site.cells import cell, column, optional
 from limbeck.leaderboard.table import decimals, title
 
 Card = Mapping[str, Any]  # of limbeck.zoo, as JSON values

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from limbeck.engine.record import RunRecord
-from limbeck.leaderboard.addresses import Addresses, task_title
 from limbeck.leaderboard.checks import teacher_ids
-from limbeck.leaderboard.commands import commands_of
 from limbeck.leaderboard.figures import BLANK, count, number
+from limbeck.leaderboard.site.addresses import Addresses, task_title
+from limbeck.leaderboard.site.commands import commands_of
 from limbeck.leaderboard.table import decimals, title
 
 

@@ -12,10 +12,10 @@ import pytest
 import scipy.stats
 
 from limbeck.engine.record import read_record
-from limbeck.leaderboard.site import build_site
+from limbeck.leaderboard.site.build import build_site
 from tests.leaderboard.fabricate import fabricate, linked, suite, vary, write_all
 from tests.leaderboard.pages import page_of, text_of, views_of
-from tests.leaderboard.test_site import Page
+from tests.leaderboard.site.test_build import Page
 
 
 @pytest.fixture(scope="module")

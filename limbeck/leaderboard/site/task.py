@@ -10,13 +10,13 @@ from markupsafe import Markup
 from limbeck.engine.config import PLAIN, TEACHER
 from limbeck.errors import ConfigError, ExtraMissing
 from limbeck.leaderboard.across import across, across_svg
-from limbeck.leaderboard.addresses import Addresses, task_title
 from limbeck.leaderboard.advice import MethodAdvice, PairAdvice, advise_methods, advise_pair, never_helped
 from limbeck.leaderboard.figures import count, number, probability, share
-from limbeck.leaderboard.page_cells import blank, cell, column, estimated, optional
 from limbeck.leaderboard.render_tasks import across_notes, across_sentences
 from limbeck.leaderboard.rows import Row
-from limbeck.leaderboard.svg_plots import against
+from limbeck.leaderboard.site.addresses import Addresses, task_title
+from limbeck.leaderboard.site.cells import blank, cell, column, estimated, optional
+from limbeck.leaderboard.site.svg_plots import against
 from limbeck.leaderboard.table import Table, column_decimals, direction, title
 
 SHORT = 5  # methods of a short table

@@ -8,7 +8,6 @@ from typing import Any
 from limbeck.engine.config import PLAIN
 from limbeck.leaderboard.curves import Curve, Curves, Point
 from limbeck.leaderboard.figures import BLANK, number
-from limbeck.leaderboard.page import TURNED
 from limbeck.leaderboard.render_curves import (
     curves_metric,
     curves_note,
@@ -17,8 +16,9 @@ from limbeck.leaderboard.render_curves import (
     gain_text,
     teacher_text,
 )
-from limbeck.leaderboard.svg_plots import curves as draw
-from limbeck.leaderboard.svg_plots import series_class
+from limbeck.leaderboard.site.svg_plots import curves as draw
+from limbeck.leaderboard.site.svg_plots import series_class
+from limbeck.leaderboard.site.table import TURNED
 
 Popovers = Mapping[str, str]  # ids of the popovers with the records, by method
 _LOG_FROM = 8  # largest ÷ smallest number from which a logarithmic axis reads better

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-from limbeck.leaderboard.svg import Plot, Scale, apart, gutter, measured, padded, tick
+from limbeck.leaderboard.site.svg import Plot, Scale, apart, gutter, measured, padded, tick
 
 _ROW = 25
 

@@ -6,13 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from limbeck.leaderboard.page_chosen import chosen_view
-from limbeck.leaderboard.page_examples import examples_view
-from limbeck.leaderboard.page_hand_over import hand_over_view
-from limbeck.leaderboard.page_masks import masks_view
-from limbeck.leaderboard.page_reliability import reliability_view
-from limbeck.leaderboard.page_samples import samples_view, trajectories_view
-from limbeck.leaderboard.page_voxels import voxels_view
 from limbeck.leaderboard.pictures.chosen import find_chosen
 from limbeck.leaderboard.pictures.examples import find_examples
 from limbeck.leaderboard.pictures.hand_overs import find_hand_over
@@ -22,6 +15,13 @@ from limbeck.leaderboard.pictures.reliability import find_reliability
 from limbeck.leaderboard.pictures.samples import find_samples
 from limbeck.leaderboard.pictures.trajectories import find_trajectories
 from limbeck.leaderboard.pictures.voxels import find_voxels
+from limbeck.leaderboard.site.chosen import chosen_view
+from limbeck.leaderboard.site.examples import examples_view
+from limbeck.leaderboard.site.hand_over import hand_over_view
+from limbeck.leaderboard.site.masks import masks_view
+from limbeck.leaderboard.site.reliability import reliability_view
+from limbeck.leaderboard.site.samples import samples_view, trajectories_view
+from limbeck.leaderboard.site.voxels import voxels_view
 from limbeck.leaderboard.store import Group
 
 Note = Callable[[str], object]

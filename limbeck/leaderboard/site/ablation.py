@@ -9,7 +9,7 @@ from limbeck.engine.config import PLAIN
 from limbeck.leaderboard.ablation import Ablation, Point
 from limbeck.leaderboard.figures import number
 from limbeck.leaderboard.render_ablation import ablation_cells, ablation_columns
-from limbeck.leaderboard.svg_plots import ablation as draw
+from limbeck.leaderboard.site.svg_plots import ablation as draw
 from limbeck.leaderboard.table import Table, column_decimals
 
 

@@ -13,20 +13,20 @@ from typing import Any
 from limbeck import __version__
 from limbeck.engine.config import PLAIN, TEACHER
 from limbeck.engine.record import RunRecord
-from limbeck.leaderboard.addresses import SHORT, Addresses, addresses_of, shown_cards, task_title
 from limbeck.leaderboard.curves import build_curves, curves_json
-from limbeck.leaderboard.page import group_view, slugs
-from limbeck.leaderboard.page_cells import cell, column
-from limbeck.leaderboard.page_curves import place_curves
-from limbeck.leaderboard.page_method import INDEX_COLUMNS as METHOD_COLUMNS
-from limbeck.leaderboard.page_method import index_row as method_row
-from limbeck.leaderboard.page_method import measured_methods, method_view
-from limbeck.leaderboard.page_numbers import numbers_view
-from limbeck.leaderboard.page_record import record_view
-from limbeck.leaderboard.page_student import INDEX_COLUMNS as STUDENT_COLUMNS
-from limbeck.leaderboard.page_student import index_row as student_row
-from limbeck.leaderboard.page_student import student_view
-from limbeck.leaderboard.page_task import task_view
+from limbeck.leaderboard.site.addresses import SHORT, Addresses, addresses_of, shown_cards, task_title
+from limbeck.leaderboard.site.cells import cell, column
+from limbeck.leaderboard.site.curves import place_curves
+from limbeck.leaderboard.site.method import INDEX_COLUMNS as METHOD_COLUMNS
+from limbeck.leaderboard.site.method import index_row as method_row
+from limbeck.leaderboard.site.method import measured_methods, method_view
+from limbeck.leaderboard.site.numbers import numbers_view
+from limbeck.leaderboard.site.record import record_view
+from limbeck.leaderboard.site.student import INDEX_COLUMNS as STUDENT_COLUMNS
+from limbeck.leaderboard.site.student import index_row as student_row
+from limbeck.leaderboard.site.student import student_view
+from limbeck.leaderboard.site.table import group_view, slugs
+from limbeck.leaderboard.site.task import task_view
 from limbeck.leaderboard.stats import CONFIDENCE
 from limbeck.leaderboard.store import Results
 from limbeck.leaderboard.table import Table, build_table, to_json
@@ -91,7 +91,7 @@ class _Pages:
         self.made, self.records, self.addresses = made, records, addresses
         self.tasks = sorted({t.task for t in tables}, key=task_title)
         self.jinja = Environment(
-            loader=PackageLoader("limbeck.leaderboard", "templates"),
+            loader=PackageLoader("limbeck.leaderboard.site", "templates"),
             autoescape=True,
             undefined=StrictUndefined,
             trim_blocks=True,
@@ -249,7 +249,7 @@ def _methods(tables: Iterable[Table]) -> set[str]:
 
 
 def _write_assets(made: Path) -> None:
-    static = files("limbeck.leaderboard") / "static"
+    static = files("limbeck.leaderboard.site") / "static"
     for name in ("style.css", "page.js"):
         (made / "assets" / name).write_bytes((static / name).read_bytes())
 

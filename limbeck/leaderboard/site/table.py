@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from limbeck.engine.config import PLAIN, TEACHER
-from limbeck.leaderboard.addresses import slugs as distinct
 from limbeck.leaderboard.figures import BLANK, count, number, probability, share
-from limbeck.leaderboard.page_ablation import ablation_view
 from limbeck.leaderboard.render import marks, summary
 from limbeck.leaderboard.render_ablation import ablation_note
 from limbeck.leaderboard.rows import Cell, Row
-from limbeck.leaderboard.svg_plots import against, dots
+from limbeck.leaderboard.site.ablation import ablation_view
+from limbeck.leaderboard.site.addresses import slugs as distinct
+from limbeck.leaderboard.site.svg_plots import against, dots
 from limbeck.leaderboard.table import Table, column_decimals, direction, title
 
 Link = Callable[[str], str]

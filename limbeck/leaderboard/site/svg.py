@@ -9,7 +9,7 @@ from typing import Any
 from xml.etree.ElementTree import Element, SubElement, tostring
 
 WIDTH = 580
-_LETTER = 6.7  # mean width of a letter at 12 px
+_LETTER = 7.3  # mean width of a letter at 12 px
 _LONGEST = 34  # letters of a name that is drawn whole; its tooltip always has all
 
 

@@ -15,9 +15,9 @@ import pytest
 
 from limbeck.engine.record import read_record
 from limbeck.errors import OutputError
-from limbeck.leaderboard import site_pages as module
 from limbeck.leaderboard.checks import NoResults
-from limbeck.leaderboard.site import build_site
+from limbeck.leaderboard.site import pages as module
+from limbeck.leaderboard.site.build import build_site
 from tests.leaderboard.fabricate import fabricate, suite, write_all
 from tests.leaderboard.pages import page_of, text_of, views_of
 
