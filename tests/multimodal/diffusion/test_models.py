@@ -129,7 +129,7 @@ def test_diffusers_is_imported_only_when_a_model_is_built() -> None:
 
 def test_a_missing_extra_is_one_sentence(monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "diffusers", None)
-    with pytest.raises(ExtraMissing, match=r"pip install 'limbeck\[multimodal\]'"):
+    with pytest.raises(ExtraMissing, match=r"pip install 'limbeck\[diffusion\]'"):
         MODELS.make(small())
 
 
