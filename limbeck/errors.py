@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from difflib import get_close_matches
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 
 class UserError(Exception):
@@ -82,6 +85,16 @@ class DeadLoss(TrainingStopped):
 
 class TeacherOff(TrainingStopped):
     """A frozen member does not reach the metric that its card or record states."""
+
+
+def first_problem(error: ValidationError, whole: str) -> str:
+    """The first thing that pydantic finds wrong, after its place: 'data.shots: Input should be a valid integer'.
+
+    Args:
+        whole: stands for the place where all of the value is meant.
+    """
+    first = error.errors()[0]
+    return f"{'.'.join(map(str, first['loc'])) or whole}: {first['msg']}"
 
 
 def near(name: str, known: Iterable[str], count: int = 3) -> str:

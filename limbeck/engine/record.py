@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from limbeck.engine.weights import sha256_json, write_json
-from limbeck.errors import CorruptFile
+from limbeck.errors import CorruptFile, first_problem
 
 RECORD_VERSION = 1
 Task = Literal[
@@ -118,6 +118,11 @@ class Environment(_Strict):
     limbeck: str
     git_commit: str | None = None
     git_dirty: bool | None = None
+
+    @property
+    def machine(self) -> str:
+        """What computed: the processor, or the GPU where one did."""
+        return self.cpu if self.device == "cpu" else self.device
 
 
 class RunRecord(_Strict):
@@ -236,9 +241,7 @@ def read_record(path: str | Path) -> RunRecord:
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise CorruptFile(f"{file}: not a whole JSON record ({error}); run it again") from error
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(p) for p in first["loc"]) or "record"
-        raise CorruptFile(f"{file}: {where}: {first['msg']}; run it again") from error
+        raise CorruptFile(f"{file}: {first_problem(error, 'record')}; run it again") from error
     if found := _CONTROL.search(text):
         raise CorruptFile(f"{file}: holds the control character {found[0]!a}, which no record needs; take it out")
     found = config_hash(record.config)

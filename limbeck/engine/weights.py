@@ -44,8 +44,12 @@ def sha256_json(value: Any) -> str:
 
     Raises: TypeError for what JSON does not have; its text may leave out what differs.
     """
-    plain = json.loads(json.dumps(value, default=_path_text))  # keys as text, before they are sorted
-    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+    return sha256_plain(json.loads(json.dumps(value, default=_path_text)))  # keys as text, before they are sorted
+
+
+def sha256_plain(value: Any) -> str:
+    """The `sha256_json` of a value that was read from JSON and has no other keys than text."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def _path_text(value: Any) -> str:

@@ -17,14 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 from limbeck.engine.config import PLAIN
 from limbeck.errors import ConfigError, ExtraMissing
-from limbeck.leaderboard.stats import Estimate, estimate
+from limbeck.leaderboard.stats import ALPHA, Estimate, estimate
 from limbeck.leaderboard.table import Table
 from limbeck.leaderboard.tasks import check_one_kind, spelling, students_of
 
 if TYPE_CHECKING:
     import pandas
 
-ALPHA = 0.05
 FEWEST = 2  # pairs
 INK = "#000000"  # matplotlib's; the page's own colour of text takes its place in the diagram
 

@@ -8,10 +8,8 @@ from statistics import median
 
 from limbeck.engine.config import PLAIN, TEACHER
 from limbeck.leaderboard.rows import Row
-from limbeck.leaderboard.stats import CONFIDENCE, gained, holm
+from limbeck.leaderboard.stats import ALPHA, gained, holm
 from limbeck.leaderboard.table import Table
-
-ALPHA = 1 - CONFIDENCE
 
 
 @dataclass(frozen=True)

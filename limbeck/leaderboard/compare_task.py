@@ -8,11 +8,10 @@ from typing import Any, Literal, cast
 
 from limbeck.errors import ConfigError
 from limbeck.leaderboard.figures import number, probability
-from limbeck.leaderboard.stats import Estimate, Paired, estimate, gained, holm
+from limbeck.leaderboard.stats import ALPHA, Estimate, Paired, estimate, gained, holm
 from limbeck.leaderboard.table import Table, decimals, title
 from limbeck.leaderboard.tasks import check_one_kind, spelling, students_of
 
-ALPHA = 0.05
 FEWEST = 6  # pairs: with fewer the smallest two-sided p of the signed-rank test, 2 / 2ⁿ, is above ALPHA
 
 Verdict = Literal["better", "worse", "not told apart", "not tested"]

@@ -19,7 +19,7 @@ from pydantic import ValidationError
 
 from limbeck.engine.paths import cache_dir
 from limbeck.engine.record import RunRecord, read_record
-from limbeck.engine.weights import atomic_path
+from limbeck.engine.weights import atomic_path, sha256_plain
 from limbeck.errors import OutputError, UserError
 from limbeck.leaderboard.index_row import COLUMNS, row_of
 
@@ -190,7 +190,6 @@ def read_fast(path: Path) -> RunRecord:
         return read_record(path)
     if not content.isascii() or b"\\u" in content or b"\x7f" in content:  # may hold a control character
         return read_record(path)
-    text = json.dumps(record.config, sort_keys=True)  # from JSON, so its keys are text already
-    if hashlib.sha256(text.encode()).hexdigest() != record.config_hash:
+    if sha256_plain(record.config) != record.config_hash:
         return read_record(path)
     return record

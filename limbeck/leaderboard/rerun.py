@@ -139,7 +139,7 @@ def recorded_cost(jobs: Sequence[str], results: str | Path) -> str:
     if not known:
         return f"{len(jobs)} runs; no measurement of their time exists in {results}"
     seconds = math.fsum(r.cost.train_seconds for r in known)
-    places = sorted({r.environment.cpu if r.environment.device == "cpu" else r.environment.device for r in known})
+    places = sorted({r.environment.machine for r in known})
     rest = f"; {len(jobs) - len(known)} were never timed" if len(known) < len(jobs) else ""
     took = f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
     took += f" of training, one after another, on {', '.join(places)}"

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from scipy import special  # its Student-t functions; scipy.stats has the same ones but takes a second to import
 
 CONFIDENCE = 0.95
+ALPHA = 0.05  # of tests, as CONFIDENCE of intervals
 MINIMUM_GAP = 0.5  # points; every metric of which higher is better is in percent
 RELATIVE_GAP = 0.05  # of the plain student's figure: distances and losses have no scale in common
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from limbeck.engine.record import Finite, Sha256, Task
-from limbeck.errors import CorruptFile
+from limbeck.errors import CorruptFile, first_problem
 
 CARD_VERSION = 1
 MAX_BYTES = 10_000_000  # of one weight file that `add` takes: the small students travel inside the package
@@ -225,9 +225,7 @@ def read_card(path: str | Path) -> Card:
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise CorruptFile(f"{file}: not a whole JSON card ({error}); get the file again") from error
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(p) for p in first["loc"]) or "card"
-        raise CorruptFile(f"{file}: {where}: {first['msg']}; get the file again") from error
+        raise CorruptFile(f"{file}: {first_problem(error, 'card')}; get the file again") from error
     if card.name != file.stem:
         raise CorruptFile(f"{file}: the card is of {card.name!r}; its file must be called {card.name}.json")
     return card

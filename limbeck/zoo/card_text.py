@@ -79,9 +79,10 @@ def size_lines(card: Card, record: RunRecord) -> list[str]:
     lines.append(f"File: {card.file_bytes:,} bytes, half precision where the values allow it")
     latency, place = record.cost.student_latency_ms, record.environment
     if latency is not None:
-        where = f"{place.cpu}, {place.threads} thread{'s' if place.threads != 1 else ''}"
-        machine = where if place.device == "cpu" else place.device
-        lines.append(f"Latency: {number(latency)} ms, median of one sample's forward on {escaped(machine)}")
+        threads = f", {place.threads} thread{'s' if place.threads != 1 else ''}" if place.device == "cpu" else ""
+        lines.append(
+            f"Latency: {number(latency)} ms, median of one sample's forward on {escaped(place.machine + threads)}"
+        )
     return lines
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from limbeck.errors import CorruptFile
+from limbeck.errors import CorruptFile, first_problem
 from limbeck.zoo.card import Card
 
 CARD_BYTES = 1_000_000  # of a card from elsewhere; those of this zoo have a few thousand
@@ -31,9 +31,7 @@ def card_from(content: bytes, address: str) -> Card:
     try:
         card = Card.model_validate(json.loads(content))
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(p) for p in first["loc"]) or "card"
-        raise CorruptFile(f"{address}: {where}: {first['msg']}; ask its author for a valid card") from error
+        raise CorruptFile(f"{address}: {first_problem(error, 'card')}; ask its author for a valid card") from error
     except (ValueError, RecursionError) as error:  # JSON or UTF-8
         raise CorruptFile(f"{address}: not a JSON card ({error}); name the address of a card") from error
     for place, reason in (*_unsafe(card.model, "model"), *_unsafe(card.dataset.test, "dataset.test")):

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from limbeck.errors import ConfigError, CorruptFile, UnknownName
+from limbeck.errors import ConfigError, CorruptFile, UnknownName, first_problem
 
 DATA = Path(__file__).parent / "public_data"
 Library = Literal["timm", "open_clip", "transformers", "diffusers", "mobile_sam", "efficientvit"]
@@ -163,9 +163,7 @@ def read_families(path: Path) -> list[PublicStudent]:
     except (OSError, KeyError, tomllib.TOMLDecodeError) as error:
         raise CorruptFile(f"{path}: not an index of students ({error}); install limbeck again") from error
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(p) for p in first["loc"]) or "entry"
-        raise CorruptFile(f"{path}: {where}: {first['msg']}") from error
+        raise CorruptFile(f"{path}: {first_problem(error, 'entry')}") from error
 
 
 def _entry(model: str, facts: dict[str, Any]) -> PublicStudent:

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from limbeck.engine.record import RunRecord, read_record, record_path
 from limbeck.engine.weights import atomic_path, check_sha256, load_into, write_json
-from limbeck.errors import ConfigError, CorruptFile, UnknownName
+from limbeck.errors import ConfigError, CorruptFile, UnknownName, first_problem
 from limbeck.zoo.card import (
     DETECTION,
     GENERATION,
@@ -145,9 +145,7 @@ def _card(record: RunRecord, weights: Path, name: str) -> Card:
             code_version=f"limbeck {environment.limbeck}{commit}",
         )
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(p) for p in first["loc"]) or "card"
-        raise ConfigError(f"the card of {record.id} is not valid: {where}: {first['msg']}") from error
+        raise ConfigError(f"the card of {record.id} is not valid: {first_problem(error, 'card')}") from error
 
 
 def latency_of(record: RunRecord) -> dict[str, Any]:
@@ -155,8 +153,7 @@ def latency_of(record: RunRecord) -> dict[str, Any]:
     if (taken := record.cost.student_latency_ms) is None or taken <= 0:
         return {}
     where = record.environment
-    device = where.cpu if where.device == "cpu" else where.device
-    return dict(latency_ms=taken, latency_device=device, latency_threads=where.threads)
+    return dict(latency_ms=taken, latency_device=where.machine, latency_threads=where.threads)
 
 
 def add_latency(zoo_dir: str | Path, results: str | Path) -> list[str]:

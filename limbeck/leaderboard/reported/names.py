@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from limbeck.errors import CorruptFile, UnknownName
+from limbeck.errors import CorruptFile, UnknownName, first_problem
 from limbeck.leaderboard.reported.rows import FOLDER, ReportedGain, ReportedRerun, ReportedRow, reported_rows
 
 ALIASES, NO_COUNTERPART = FOLDER / "aliases.toml", FOLDER / "no_counterpart.toml"
@@ -129,5 +129,4 @@ def _read(path: Path, kind: type[Any]) -> Any:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise CorruptFile(f"{path}: not valid TOML: {error}") from error
     except ValidationError as error:
-        first = error.errors()[0]
-        raise CorruptFile(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+        raise CorruptFile(f"{path}: {first_problem(error, '')}") from error

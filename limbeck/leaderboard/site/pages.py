@@ -29,7 +29,7 @@ from limbeck.leaderboard.site.table import group_view, slugs
 from limbeck.leaderboard.site.task import task_view
 from limbeck.leaderboard.stats import CONFIDENCE
 from limbeck.leaderboard.store import Results
-from limbeck.leaderboard.table import Table, build_table, to_json
+from limbeck.leaderboard.table import Table, build_tables, to_json
 
 MANIFEST = ".limbeck-site"
 FOLDERS = ("assets", "benchmarks", "methods", "records", "students", "tables", "tasks")
@@ -54,7 +54,7 @@ def write_site(
     """
     for folder in FOLDERS:
         (made / folder).mkdir(parents=True)
-    tables = [build_table(group) for group in results]
+    tables = build_tables(results)
     names = slugs(tables)
     records = {r.id: r for g in results for r in g.records}
     kept = shown_cards(cards, records)

@@ -104,8 +104,7 @@ def _shell(card: Card) -> str:
 def _facts(card: Card, record: RunRecord) -> list[tuple[str, str]]:
     """Sizes, latency, data, terms, and whatever else a card says."""
     environment, latency = record.environment, _latency(record)
-    machine = environment.cpu if environment.device == "cpu" else environment.device
-    where = f"{machine}, {environment.threads} thread{'s' if environment.threads != 1 else ''}"
+    where = f"{environment.machine}, {environment.threads} thread{'s' if environment.threads != 1 else ''}"
     dataset = card["dataset"]
     facts = [
         ("parameters", f"{card['parameters']:,}"),
