@@ -13,6 +13,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import limbeck
+import limbeck.zoo
 from limbeck.cli.zoo import app
 from limbeck.engine.config import RunConfig, parse
 from limbeck.engine.record import RunRecord
@@ -174,6 +175,18 @@ def test_two_lines_make_images(own: Path) -> None:
     assert not torch.equal(student.generate([0, 1, 2], seed=1).images, made.images)
     with pytest.raises(ConfigError, match="class 11 is out of range"):
         student.generate([11])
+
+
+def test_the_lines_on_the_site_make_images(own: Path) -> None:
+    from limbeck.leaderboard.site.addresses import addresses_of
+    from limbeck.leaderboard.site.student import student_view
+
+    card = limbeck.zoo.find(NAME)
+    view = student_view(card.model_dump(mode="json"), record_of(card.sha256), addresses_of([], []), [])
+    *lines, last = view["python"].splitlines()
+    scope: dict[str, Any] = {}
+    exec("\n".join([*lines, f"images = {last}"]), scope)
+    assert torch.equal(scope["images"], load_student(NAME).generate([0, 1, 2], seed=0).images)  # type: ignore[operator]
 
 
 def test_predictor_says_what_to_call_instead(own: Path) -> None:

@@ -90,7 +90,7 @@ def _python(card: Card) -> str:
     name = card["name"]
     made = f'import limbeck\n\nstudent = limbeck.load_student("{name}")  # a torch module in eval mode\n'
     if card.get("sampler"):
-        return made + f'limbeck.Predictor("{name}")  # makes images'
+        return made + "student.generate([0, 1, 2], seed=0).images  # of these classes, in [−1, 1]"
     source = "000008.bin" if card.get("voxels") else "image.jpg"
     return made + f'limbeck.Predictor("{name}")(["{source}"])[0]'
 
