@@ -1,8 +1,10 @@
-"""Choose each method's weight on validation: the same grid, epochs and seeds for every method; test is never looked at.
+"""Choose each method's weight, or its learning rate, on validation: one grid, epochs and seeds for all; never on test.
 
 Usage: python -m benchmarks.select_weights vision/digits --out benchmarks/selection/digits.json
        python -m benchmarks.select_weights detection/bccd_gfl --factor 0.25 --factor 1 --factor 4 --of-config \
            --epochs 8 --seeds 1 --out benchmarks/selection/bccd.json
+       python -m benchmarks.select_weights multimodal/diffusion/fashion_mnist_1step --rate --factor 0.3 --factor 1 \
+           --factor 3 --seeds 1 --out benchmarks/selection/diffusion.json
 """
 
 from __future__ import annotations
@@ -27,6 +29,18 @@ SEEDS = (100, 101, 102)  # none of the suites' seeds
 
 AUTHORS = {"KD+LS": 9.0}  # where the authors' weight is not the method's default
 KNOBS = {"LabelKD": "threshold"}  # what varies in the place of a weight, of a link whose loss has none
+RATE = "learning rate"
+RATES = (0.3, 1.0, 3.0)  # of the recipe's
+
+
+def rated(pair: PairConfig, method: str, factor: float) -> PairConfig:
+    """The pair with the student's learning rate in one method, or in plain training, at `factor` times the recipe's."""
+    copy = pair.model_copy(deep=True)
+    if method == PLAIN:
+        copy.recipe.optimizer["lr"] *= factor
+    else:
+        copy.methods[method].paramwise = dict(custom_keys={"members.student.": dict(lr_mult=factor)})
+    return copy
 
 
 def scaled(pair: PairConfig, method: str, factor: float, *, of_config: bool = False) -> PairConfig:
@@ -56,9 +70,17 @@ def knob_of(pair: PairConfig, method: str) -> str:
 
 
 def validate(
-    config: str, method: str, factor: float, seed: int, work: str, *, epochs: int | None = None, of_config: bool = False
+    config: str,
+    method: str,
+    factor: float,
+    seed: int,
+    work: str,
+    *,
+    epochs: int | None = None,
+    of_config: bool = False,
+    rate: bool = False,
 ) -> dict[str, Any]:
-    """Train once, the student for `epochs`; give the validation metric and the weight that it was trained with."""
+    """Train once, the student for `epochs`; give the validation metric and the weight or factor that it had."""
     from limbeck.engine.run import RunOptions, execute
     from limbeck.engine.single import single_run
     from limbeck.errors import TrainingStopped
@@ -69,7 +91,10 @@ def validate(
     pair.data.also = {}
     out = Path(work)
     weight = None
-    if method not in (PLAIN, TEACHER):
+    if rate and method != TEACHER:
+        pair = rated(pair, method, factor)
+        weight = factor
+    elif method not in (PLAIN, TEACHER):
         pair = scaled(pair, method, factor, of_config=of_config)
         weight = pair.methods[method].links[-1][knob_of(pair, method)]
     if epochs is not None and method != TEACHER:
@@ -100,21 +125,22 @@ def main(
     factor: Annotated[list[float] | None, typer.Option(help="Grid, instead of the usual one; repeatable.")] = None,
     of_config: Annotated[bool, typer.Option(help="Factors of the config's weights, not of the authors'.")] = False,
     epochs: Annotated[int | None, typer.Option(help="Of every student, instead of the config's.")] = None,
+    rate: Annotated[bool, typer.Option(help="Vary the learning rate, plain training's too, not the weights.")] = False,
 ) -> None:
     """Run the grid and write every validation value and the choice."""
     from limbeck.engine.suite import state, trainer
 
     pair = load_pair(config)
     methods = [m for m in pair.methods if not only or m in only]
-    factors = tuple(factor or FACTORS)
+    factors = tuple(factor or FACTORS) if not rate else tuple(sorted({1.0, *(factor or RATES)}))
     before: dict[str, Any] = json.loads(out.read_text()) if only and out.is_file() else dict(chosen={}, runs=[])
     folder = str(work / config.replace("/", "-"))
     grid = [(m, f, s) for s in SEEDS[:seeds] for m in methods for f in factors]
-    grid += [(PLAIN, 1.0, s) for s in SEEDS[:seeds]]
+    grid += [(PLAIN, f, s) for s in SEEDS[:seeds] for f in (factors if rate else (1.0,))]
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
         if state(trainer(config, pair, TEACHER, 0), Path(folder) / "records")[0] != "done":
             pool.submit(validate, config, TEACHER, 1.0, 0, folder).result()
-        train = partial(validate, config, work=folder, epochs=epochs, of_config=of_config)
+        train = partial(validate, config, work=folder, epochs=epochs, of_config=of_config, rate=rate)
         futures = [pool.submit(train, m, f, s) for m, f, s in grid]
         rows = []
         for future in futures:
@@ -124,20 +150,21 @@ def main(
     kept = [r for r in before["runs"] if r["method"] != PLAIN and (r["method"], r["factor"]) not in new]
     rows = [*kept, *rows]
     chosen = {}
-    for method in methods:
+    better = max if pair.metric.higher_is_better else min
+    for method in [*methods, *([PLAIN] if rate else [])]:
         means = {}
         for f in sorted({r["factor"] for r in rows if r["method"] == method}):
             values = [r["value"] for r in rows if r["method"] == method and r["factor"] == f]
             if None not in values:
                 means[f] = mean(values)
-        best = max(means, key=lambda f: means[f])
+        best = better(means, key=lambda f: means[f])
         chosen[method] = dict(
             factor=best,
             weight=next(r["weight"] for r in rows if (r["method"], r["factor"]) == (method, best)),
-            **({} if knob_of(pair, method) == "weight" else {"option": knob_of(pair, method)}),
+            **({} if (knob := RATE if rate else knob_of(pair, method)) == "weight" else {"option": knob}),
             validation={str(f): round(v, 3) for f, v in means.items()},
         )
-    plain = mean(r["value"] for r in rows if r["method"] == PLAIN)
+    plain = mean(r["value"] for r in rows if r["method"] == PLAIN and r["factor"] == 1.0)
     write_json(
         out,
         dict(
