@@ -15,7 +15,7 @@ from limbeck.leaderboard import build_tables, load_results, update_markdown
 ROOT = Path(__file__).parents[2]
 
 
-SUITES = """demo fashion-mnist cifar10-jpeg-cross ensemble flowers5 search ablation camvid bccd lidar dho-digits
+SUITES = """demo fashion-mnist cifar10-jpeg-cross ensemble flowers5 search ablation camvid bccd lidar dho dho-digits
 active-digits active"""
 
 
