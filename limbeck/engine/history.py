@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Annotated, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
@@ -42,7 +43,7 @@ class History(BaseModel):
             (self.epochs, {"learning_rate": self.learning_rate, **self.losses}),
             (self.val_epochs, self.val_metrics),
         ):
-            if any(a >= b for a, b in zip(epochs, epochs[1:])):
+            if any(a >= b for a, b in pairwise(epochs)):
                 raise ValueError("its epochs do not rise")
             for name, column in columns.items():
                 if len(column) != len(epochs):

@@ -194,6 +194,49 @@ def curves(data: Mapping[str, Any], label: str) -> Any:
     return plot.markup()
 
 
+def training(lines: Sequence[Mapping[str, Any]], axis: str, label: str, said: str) -> Any:
+    """Lines by epoch, each named at its end, broken where an epoch has no value; logarithmic where values differ much.
+
+    Args:
+        lines: `name`, what `series_class` takes, and `points` of (epoch, value) or None; one point in all at least.
+        said: the lines in words, for those who do not see them.
+    """
+    points = [p for one in lines for p in one["points"] if p is not None]
+    ends = [next(p for p in reversed(one["points"]) if p is not None) for one in lines]
+    plot = Plot(label, max(240, 66 + 15 * len(lines)), top=24, right=gutter(one["name"] for one in lines))
+    plot.describe(said)
+    values = [v for _, v in points]
+    least, most = min(values), max(values)
+    log = least > 0 and most >= 10 * least
+    low, high = padded(math.log10(least), math.log10(most), 0.05) if log else padded(least, most, 0.05)
+    x = Scale(float(min(p[0] for p in points)), float(max(p[0] for p in points)), plot.left, plot.right)
+    y = Scale(10**low if log else low, 10**high if log else high, plot.bottom, plot.top, log=log)
+    plot.x_axis(x, "epoch", [(v, tick(v)) for v in x.ticks() if v == int(v)])
+    plot.y_axis(y, axis)
+    places = apart([y(v) for _, v in ends], 15, plot.top + 6, plot.bottom - 4)
+    for one, end, place in zip(lines, ends, places, strict=True):
+        group = plot.add("g", class_=f"series {series_class(one)}")
+        for here in _unbroken(one["points"]):
+            plot.add("polyline", group, points=" ".join(f"{x(e):.1f},{y(v):.1f}" for e, v in here))
+            if len(here) == 1 or len(one["points"]) < 8:
+                for epoch, value in here:
+                    plot.add("circle", group, cx=x(epoch), cy=y(value), r=3.0)
+        plot.line(x(end[0]), y(end[1]), plot.right + 8, place, "leader", group)
+        plot.text(plot.right + 11, place + 4, one["name"], "name", parent=group)
+    return plot.markup()
+
+
+def _unbroken(points: Sequence[tuple[int, float] | None]) -> list[list[tuple[int, float]]]:
+    """Runs of points with none missing between them."""
+    found: list[list[tuple[int, float]]] = [[]]
+    for point in points:
+        if point is not None:
+            found[-1].append(point)
+        elif found[-1]:
+            found.append([])
+    return [run for run in found if run]
+
+
 def series_class(one: Mapping[str, Any]) -> str:
     """The classes that give a line its colour and dashes, in the plot and in its key."""
     hue = "plain" if one["plain"] else f"hue{one['hue'] % 8}"
