@@ -23,10 +23,10 @@ def history_view(record: RunRecord) -> list[dict[str, Any]]:
     lines, hidden = _losses(found)
     more = f"; {hidden} more terms are in the record's JSON" if hidden else ""
     metric = title(record.primary_metric)
-    tested = _line(found.val_epochs, metric, found.val_metrics.get(record.primary_metric, []), 0)
+    tested = _line("validation", found.val_metrics.get(record.primary_metric, []), 0)
     shown = [
-        _plot("loss", lines, f"Mean loss of each epoch{last}", more),
-        _plot(metric, [tested], f"{metric} on validation after each epoch that had one{last}", ""),
+        _plot(found.epochs, lines, "loss", f"Mean loss of each epoch{last}", more),
+        _plot(found.val_epochs, [tested], metric, f"{metric} on validation after each epoch that had one{last}", ""),
     ]
     return [one for one in shown if one is not None]
 
@@ -37,29 +37,29 @@ def _losses(found: History) -> tuple[list[dict[str, Any]], int]:
     total = found.losses.get(TOTAL)
     if total is not None and list(terms.values()) != [total]:
         terms = {"sum": total, **terms}
-    lines = [_line(found.epochs, name, column, i) for i, (name, column) in enumerate(terms.items())]
+    lines = [_line(name, column, i) for i, (name, column) in enumerate(terms.items())]
     return lines[:LINES], len(lines[LINES:])
 
 
-def _line(epochs: Sequence[int], name: str, column: Sequence[Point], hue: int) -> dict[str, Any]:
+def _line(name: str, column: Sequence[Point], hue: int) -> dict[str, Any]:
     """One line; epochs without a value that can be drawn are gaps in it."""
-    known = [None if v is None or abs(v) > _LARGEST else 0.0 if abs(v) < _SMALLEST else v for v in column]
-    points = [None if v is None else (epoch, v) for epoch, v in zip(epochs, known)]
-    return dict(name=name, hue=hue, dash=0, plain=False, points=points)
+    values = [None if v is None or abs(v) > _LARGEST else 0.0 if abs(v) < _SMALLEST else v for v in column]
+    return dict(name=name, hue=hue, dash=0, plain=False, values=values)
 
 
-def _plot(axis: str, lines: Sequence[dict[str, Any]], text: str, more: str) -> dict[str, Any] | None:
-    lines = [one for one in lines if any(one["points"])]
-    epochs = {p[0] for one in lines for p in one["points"] if p is not None}
-    if len(epochs) < 2:
+def _plot(
+    epochs: Sequence[int], lines: Sequence[dict[str, Any]], axis: str, text: str, more: str
+) -> dict[str, Any] | None:
+    lines = [one for one in lines if any(v is not None for v in one["values"])]
+    if len(epochs) < 2 or not lines:
         return None
-    said = "; ".join(_said(one) for one in lines)
-    return dict(text=f"{text}{more}", label=f"Plot: {text}", svg=training(lines, axis, text, said))
+    said = "; ".join(_said(epochs, one) for one in lines)
+    return dict(text=f"{text}{more}", label=f"Plot: {text}", svg=training(epochs, lines, axis, text, said))
 
 
-def _said(line: dict[str, Any]) -> str:
+def _said(epochs: Sequence[int], line: dict[str, Any]) -> str:
     """A line in words: 'sum from 2.31 in epoch 1 to 0.12 in epoch 20, lowest 0.11, highest 2.31'."""
-    points = [p for p in line["points"] if p is not None]
+    points = [(epoch, v) for epoch, v in zip(epochs, line["values"]) if v is not None]
     values = [v for _, v in points]
-    ends = " to ".join(f"{v:.4g} in epoch {x}" for x, v in (points[0], points[-1]))
+    ends = " to ".join(f"{v:.4g} in epoch {epoch}" for epoch, v in (points[0], points[-1]))
     return f"{line['name']} from {ends}, lowest {min(values):.4g}, highest {max(values):.4g}"

@@ -29,6 +29,13 @@ class Scale:
         low, high, at = (self._across(v) for v in (self.low, self.high, value))
         return self.start + (self.end - self.start) * (at - low) / (high - low)
 
+    def along(self, values: Sequence[float]) -> list[float]:
+        """Pixels of many values, at less cost."""
+        low, high = self._across(self.low), self._across(self.high)
+        unit = (self.end - self.start) / (high - low)
+        at = [self._across(v) for v in values] if self.log else values
+        return [self.start + unit * (v - low) for v in at]
+
     def _across(self, value: float) -> float:
         return math.log10(max(value, self.least)) if self.log else value
 

@@ -63,7 +63,7 @@ def test_losses_and_the_primary_metric_are_drawn_to_scale_and_said():
     want = [up["1"] + (v - 1.0) * per_unit for v in (3.0, 2.0, 1.5, 1.25, 1.0)]
     assert per_unit < 0  # less is lower
     assert [y for _, y in total] == pytest.approx(want, abs=0.15)
-    (tested,) = lines(metric)["top-1"]
+    (tested,) = lines(metric)["validation"]
     across = ticks(metric, "x")
     assert [x for x, _ in tested] == pytest.approx([across["2"], across["4"], across["5"]], abs=0.1)
     assert tested[1][1] < tested[2][1] < tested[0][1]  # 90 above 85 above 80
@@ -71,7 +71,7 @@ def test_losses_and_the_primary_metric_are_drawn_to_scale_and_said():
     assert loss.get("aria-label") == "Mean loss of each epoch"
     said = loss.findtext("desc") or ""
     assert said.startswith("sum from 3 in epoch 1 to 1 in epoch 5, lowest 1, highest 3; student.loss_ce from 2 ")
-    assert metric.findtext("desc") == "top-1 from 80 in epoch 2 to 85 in epoch 5, lowest 80, highest 90"
+    assert metric.findtext("desc") == "validation from 80 in epoch 2 to 85 in epoch 5, lowest 80, highest 90"
 
 
 def test_values_that_differ_much_have_a_logarithmic_axis():
