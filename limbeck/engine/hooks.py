@@ -45,6 +45,8 @@ class Facts:
     train_seconds: float = 0.0
     best: dict[str, float] = field(default_factory=dict)
     last_val: dict[str, float] = field(default_factory=dict)
+    epochs: list[tuple[int, float, dict[str, float]]] = field(default_factory=list)
+    validations: list[tuple[int, dict[str, float]]] = field(default_factory=list)
 
     @contextmanager
     def timed(self) -> Iterator[None]:
@@ -98,40 +100,6 @@ class StateHook(Hook):
         model = distiller_of(runner)
         self.facts.teacher_forwards += model.teacher_forwards * runner.world_size
         model.teacher_forwards = 0
-
-
-class LogHook(Hook):
-    """Writes one JSON line an epoch: mean of every loss term, learning rate, validation metrics."""
-
-    priority = "LOW"
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._sums: dict[str, torch.Tensor] = {}
-        self._count = 0
-
-    def before_train_epoch(self, runner: Any) -> None:
-        self._sums, self._count = {}, 0
-
-    def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
-        for key, value in (outputs or {}).items():
-            value = value.detach()
-            self._sums[key] = self._sums[key] + value if key in self._sums else value
-        self._count += 1
-
-    def after_train_epoch(self, runner: Any) -> None:
-        if runner.rank:
-            return
-        line = dict(epoch=runner.epoch + 1, **{k: v.item() / max(self._count, 1) for k, v in self._sums.items()})
-        self._write(line)
-
-    def after_val_epoch(self, runner: Any, metrics: dict[str, float] | None = None) -> None:
-        if not runner.rank:
-            self._write(dict(epoch=runner.epoch, val=metrics))
-
-    def _write(self, line: dict[str, Any]) -> None:
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
 
 
 class SelectHook(Hook):
@@ -192,7 +160,8 @@ class ResumeHook(Hook):
     """Saves after every epoch what an exact resume needs; the file is whole or absent, and its hash is checked.
 
     The checkpoint holds trained members, bridges and memory banks, optimiser, schedulers, EMA members, random states
-    and the run's facts; never a frozen member.
+    and the run's facts; never a frozen member. It is of before the epoch's validation, which a resumed run makes
+    again: what it chooses, settles and notes is in no checkpoint yet.
     """
 
     priority = "VERY_LOW"
@@ -234,8 +203,12 @@ class ResumeHook(Hook):
         self._random = checkpoint["random"][runner.rank]
 
     def before_train(self, runner: Any) -> None:
-        if self._random is not None:
-            _set_random_state(self._random)
+        if self._random is None:
+            return
+        _set_random_state(self._random)
+        loop = runner.train_loop
+        if loop.epoch % loop.val_interval == 0 or loop.epoch == loop.max_epochs:
+            runner.val_loop.run()
 
 
 def last_checkpoint(folder: Path, config_hash: str, *, drop_other: bool = False) -> Path | None:

@@ -70,7 +70,7 @@ def finished(run: RunConfig, place: Path) -> RunRecord | None:
 
 
 def record_of_rounds(config: RunConfig, records: list[RunRecord], **changes: Any) -> RunRecord:
-    """The record of a loop: the last round's, with the loop's whole config and the cost of all rounds.
+    """The record of a loop: the last round's, its curves too, with the loop's whole config and the cost of all rounds.
 
     Args:
         changes: further fields.

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from limbeck.engine.history import History
 from limbeck.engine.weights import sha256_json, write_json
 from limbeck.errors import CorruptFile, first_problem
 
@@ -158,11 +159,18 @@ class RunRecord(_Strict):
     plain_record: str | None = Field(None, description="id of the plain student's record with this seed")
     assumption: str | None = Field(None, description="what of the method is ours, not the paper's")
     finished: str = Field(description="UTC, ISO 8601")
+    history: History | None = Field(None, description="training curves, in newer records", exclude_if=not_)
 
     @model_validator(mode="after")
     def _has_primary(self) -> Self:
         if self.primary_metric not in self.metrics:
             raise ValueError(f"no primary metric {self.primary_metric!r} among {sorted(self.metrics)}")
+        return self
+
+    @model_validator(mode="after")
+    def _ends_in_time(self) -> Self:
+        if self.history is not None and self.history.epochs[-1] > self.recipe.epochs:
+            raise ValueError(f"its history goes to epoch {self.history.epochs[-1]} of {self.recipe.epochs}")
         return self
 
     @property

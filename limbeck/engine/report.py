@@ -15,6 +15,7 @@ from limbeck.engine import cost
 from limbeck.engine.config import PLAIN, RunConfig, is_teacher
 from limbeck.engine.distiller import Distiller
 from limbeck.engine.evaluate import eval_loader, evaluate, named
+from limbeck.engine.history import history_of
 from limbeck.engine.hooks import Facts
 from limbeck.engine.predictions import PredictionCache
 from limbeck.engine.record import (
@@ -111,6 +112,7 @@ def build_record(run: Ended) -> RunRecord:
         plain_record=record_id(config.benchmark, config.pair, PLAIN, config.seed) if linked else None,
         assumption=" ".join(dict.fromkeys(link.assumption for link in model.methods() if link.assumption)) or None,
         finished=_now(),
+        history=history_of(run.facts.epochs, run.facts.validations),
     )
 
 

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -25,7 +25,6 @@ from limbeck.engine.distiller import Distiller
 from limbeck.engine.evaluate import build_dataset, eval_loader, evaluate, further_loaders, whole_batch
 from limbeck.engine.hooks import (
     Facts,
-    LogHook,
     Progress,
     ResumeHook,
     SelectHook,
@@ -33,6 +32,7 @@ from limbeck.engine.hooks import (
     TeacherCheckHook,
     last_checkpoint,
 )
+from limbeck.engine.log import LogHook
 from limbeck.engine.loop import Loop
 from limbeck.engine.mixed import MixedBatchSampler
 from limbeck.engine.output import check_output, exclusive, pick_device
@@ -161,7 +161,7 @@ def _train(config: RunConfig, options: RunOptions, folder: Path, device: torch.d
         raise ConfigError(f"{config.method} keeps several students, and best_val chooses for one; set selection='last'")
     select = SelectHook(facts, config.metric.primary, config.metric.higher_is_better, keep)
     hooks: list[Any] = [StateHook(facts, options.progress), TeacherCheckHook(measure), select]
-    hooks += [LogHook(folder / "log.jsonl"), ResumeHook(folder, facts, digest), *options.hooks]
+    hooks += [LogHook(folder / "log.jsonl", facts), ResumeHook(folder, facts, digest), *options.hooks]
     if not options.resume:
         (folder / "last.json").unlink(missing_ok=True)
     checkpoint = last_checkpoint(folder, digest, drop_other=options.drop_other)
@@ -177,7 +177,6 @@ def _train(config: RunConfig, options: RunOptions, folder: Path, device: torch.d
     ended = partial(
         Ended,
         model=model,
-        facts=facts,
         peak_mb=peak.megabytes(),
         environment=where,
         train=loader,
@@ -187,9 +186,11 @@ def _train(config: RunConfig, options: RunOptions, folder: Path, device: torch.d
         save_predictions=options.predictions,
     )
     latency = {**options.companion_latency_ms, config.model["deploy"]: options.latency_ms}
+    unvalidated = replace(facts, validations=[])  # a companion was trained in the same steps, and never validated
+    kept_runs = [(run, unvalidated, val) for run in config.companion_runs()]
     records = [
-        _keep(run, model, options, partial(ended, latency_ms=latency.get(run.model["deploy"])), settle_on)
-        for run, settle_on in (*((run, val) for run in config.companion_runs()), (config, None if settled else val))
+        _keep(run, model, options, partial(ended, facts=own, latency_ms=latency.get(run.model["deploy"])), settle_on)
+        for run, own, settle_on in (*kept_runs, (config, facts, None if settled else val))
     ]
     for leftover in folder.glob("epoch*.pth"):
         leftover.unlink()

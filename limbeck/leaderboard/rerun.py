@@ -163,7 +163,8 @@ def compare_cells(
 
     identical: equal values in every shared metric. within tolerance: the new value lies in the 95 % prediction interval
     of the method's recorded seeds, mean ± t · s · √(1 + 1/n), or is at most `tolerance` off the recorded one where that
-    is given. differs: neither, or other data. missing: one of the two folders has no such record.
+    is given. differs: neither, or other data. missing: one of the two folders has no such record. Training curves and
+    cost are not judged.
 
     Raises: CorruptFile for a damaged record; ConfigError for a negative tolerance.
     """

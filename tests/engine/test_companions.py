@@ -74,6 +74,12 @@ def test_one_run_keeps_both_students_with_a_record_each(tmp_path):
         assert record.student.name == f"ToyNet (width {model['width']})"
         assert len(student(tmp_path, run)["layer1.bias"]) == model["width"]
         assert record.plain_record == f"toy/{run.pair}/plain/seed0"
+    curves = [records[f"{run.pair}/Mutual"].history for run in (narrow, wide)]
+    assert curves[0] is not None
+    assert curves[1] is not None
+    assert curves[0].losses == curves[1].losses
+    assert {"student.loss_ce", "teacher.loss_ce"} < set(curves[0].losses)
+    assert (curves[0].val_epochs, curves[1].val_epochs, curves[1].val_metrics) == ([4], [], {})  # never validated
 
 
 @pytest.mark.parametrize("side", [0, 1])

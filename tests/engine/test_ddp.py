@@ -55,6 +55,13 @@ def test_two_processes_equal_one_with_the_same_global_batch(tmp_path):
     )
     assert (x.environment.world_size, y.environment.world_size) == (1, 2)
     assert x.initial_hash == y.initial_hash
+    assert x.history is not None
+    assert y.history is not None
+    assert (x.history.epochs, x.history.learning_rate) == (y.history.epochs, y.history.learning_rate)
+    assert (x.history.val_epochs, x.history.val_metrics) == (y.history.val_epochs, y.history.val_metrics)
+    assert set(x.history.losses) == set(y.history.losses) >= {"loss", "toybridge.loss_hint"}
+    for name, values in x.history.losses.items():  # the mean of both halves of every batch
+        assert y.history.losses[name] == pytest.approx(values, rel=1e-4)
     assert len(list((two / "records").rglob("*.json"))) == 1
     start = [json.loads((f / "runs" / identity / "log.jsonl").read_text().splitlines()[0])["epoch"] for f in (one, two)]
     assert start == [1, 1]

@@ -49,4 +49,5 @@ def test_record_of_rounds_is_the_last_with_all_that_they_cost(tmp_path):
     assert found.cost.peak_memory_mb == max(first.cost.peak_memory_mb, last.cost.peak_memory_mb)
     assert found.cost.student_latency_ms == last.cost.student_latency_ms
     assert (found.initial_hash, found.metrics["more"]) == (first.initial_hash, 1.0)
+    assert found.history == last.history != first.history
     assert (found.student_sha256, found.seed, found.recipe) == (last.student_sha256, 1, last.recipe)

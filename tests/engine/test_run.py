@@ -144,6 +144,7 @@ def test_resume_after_kill_equals_a_straight_run(tmp_path, step):
     assert resumed.student_sha256 == straight.student_sha256
     assert losses(folder / "log.jsonl") == losses(tmp_path / "straight" / run.id / "log.jsonl")
     assert (resumed.recipe, resumed.metrics) == (straight.recipe, straight.metrics)
+    assert resumed.history == straight.history is not None
     assert resumed.cost.samples_seen == straight.cost.samples_seen
     assert resumed.cost.teacher_forwards == straight.cost.teacher_forwards
     assert not list(folder.glob("*.pth"))

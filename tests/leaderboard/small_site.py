@@ -19,7 +19,19 @@ def build_small_site(folder: Path) -> SimpleNamespace:
     """Write records and a card of hostile texts, and build the site of them."""
     results = folder / "results"
     kd = linked(dict(type="KD", temperature=4.0, note=EVIL))
-    made = suite(("DKD", "DIST", "FitNet"), range(3)) + [fabricate("KD", s, model=kd) for s in range(3)]
+    curves = dict(
+        epochs=list(range(1, 21)),
+        learning_rate=[0.05] * 20,
+        losses={
+            "loss": [3.0 / n for n in range(1, 21)],
+            EVIL: [1.0 / n for n in range(1, 21)],
+            "<i>": [None, 0.1] * 10,
+        },
+        val_epochs=[5, 10, 15, 20],
+        val_metrics={"top1": [70.0, 90.0, 95.0, 96.0], EVIL: [1.0] * 4},
+    )
+    made = suite(("DKD", "DIST", "FitNet"), range(3))
+    made += [fabricate("KD", s, model=kd, history=curves) for s in range(3)]
     made += vary("KD", "temperature", [1.0, 16.0]) + vary("KD", "<i>", ["<u>", EVIL])
     hostile = dict(
         benchmark="evil <i>bench</i>",

@@ -91,6 +91,10 @@ def compared(tmp_path: Path, found: float, recorded: list[float], **options: flo
 
 def test_equal_in_every_metric_is_identical(tmp_path: Path) -> None:
     assert compared(tmp_path, 70.0, [70.0, 71.0]).verdict == "identical"
+    metrics = {"top1": 70.0, "nll": 1.0}
+    curves = dict(epochs=[1], learning_rate=[0.1], losses={"loss": [1.0]})
+    write_record(tmp_path / "ours", fabricate("KD", 0, metrics=metrics, history=curves))  # older ones have no curves
+    assert compare_cells(KD[:1], tmp_path / "ours", tmp_path / "theirs")[0].verdict == "identical"
     write_record(tmp_path / "ours", fabricate("KD", 0, metrics={"top1": 70.0, "nll": 1.0000001}))
     (cell,) = compare_cells(KD[:1], tmp_path / "ours", tmp_path / "theirs")
     assert cell.verdict == "within tolerance"

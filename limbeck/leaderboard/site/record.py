@@ -11,6 +11,7 @@ from limbeck.leaderboard.checks import teacher_ids
 from limbeck.leaderboard.figures import BLANK, count, number
 from limbeck.leaderboard.site.addresses import Addresses, task_title
 from limbeck.leaderboard.site.commands import commands_of
+from limbeck.leaderboard.site.history import history_view
 from limbeck.leaderboard.table import decimals, title
 
 
@@ -37,6 +38,7 @@ def record_view(record: RunRecord, known: Mapping[str, RunRecord], addresses: Ad
         links=_links(record, known, addresses),
         metrics=_metrics(record),
         classes=[(title(name), list(values.items())) for name, values in record.per_class.items()],
+        training=history_view(record),
         sections=_sections(record),
         commands=commands_of(record, known),
         config=json.dumps(record.config, indent=1, ensure_ascii=False),

@@ -29,6 +29,13 @@ class Scale:
         low, high, at = (self._across(v) for v in (self.low, self.high, value))
         return self.start + (self.end - self.start) * (at - low) / (high - low)
 
+    def along(self, values: Sequence[float]) -> list[float]:
+        """Pixels of many values, at less cost."""
+        low, high = self._across(self.low), self._across(self.high)
+        unit = (self.end - self.start) / (high - low)
+        at = [self._across(v) for v in values] if self.log else values
+        return [self.start + unit * (v - low) for v in at]
+
     def _across(self, value: float) -> float:
         return math.log10(max(value, self.least)) if self.log else value
 
@@ -92,13 +99,21 @@ class Plot:
         }
         return SubElement(self.root if parent is None else parent, tag, said)
 
+    def describe(self, said: str) -> None:
+        """What the picture shows in words, for those who do not see it."""
+        made = Element("desc")
+        made.text = said
+        self.root.insert(0, made)
+
     def line(self, x1: float, y1: float, x2: float, y2: float, class_: str, parent: Element | None = None) -> Element:
         """A straight line."""
         return self.add("line", parent, x1=float(x1), y1=float(y1), x2=float(x2), y2=float(y2), class_=class_)
 
-    def text(self, x: float, y: float, said: str, class_: str = "", anchor: str = "start") -> Element:
+    def text(
+        self, x: float, y: float, said: str, class_: str = "", anchor: str = "start", parent: Element | None = None
+    ) -> Element:
         """A line of text; a long one is cut."""
-        made = self.add("text", x=float(x), y=float(y), text_anchor=anchor, class_=class_)
+        made = self.add("text", parent, x=float(x), y=float(y), text_anchor=anchor, class_=class_)
         made.text = cut(said)
         return made
 

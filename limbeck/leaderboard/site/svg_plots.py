@@ -194,6 +194,51 @@ def curves(data: Mapping[str, Any], label: str) -> Any:
     return plot.markup()
 
 
+def training(epochs: Sequence[int], lines: Sequence[Mapping[str, Any]], axis: str, label: str, said: str) -> Any:
+    """Lines by epoch, each named at its end, broken where an epoch has no value; logarithmic where values differ much.
+
+    Args:
+        lines: `name`, what `series_class` takes, and `values`, one an epoch or None; each line has one at least.
+        said: the lines in words, for those who do not see them.
+    """
+    values = [v for one in lines for v in one["values"] if v is not None]
+    plot = Plot(label, max(240, 66 + 15 * len(lines)), top=24, right=gutter(one["name"] for one in lines))
+    plot.describe(said)
+    least, most = min(values), max(values)
+    log = least > 0 and most >= 10 * least
+    low, high = padded(math.log10(least), math.log10(most), 0.05) if log else padded(least, most, 0.05)
+    x = Scale(float(epochs[0]), float(epochs[-1]), plot.left, plot.right)
+    y = Scale(10**low if log else low, 10**high if log else high, plot.bottom, plot.top, log=log)
+    plot.x_axis(x, "epoch", [(v, tick(v)) for v in x.ticks() if v == int(v)])
+    plot.y_axis(y, axis)
+    xs = x.along(epochs)
+    strokes = [_strokes(xs, one["values"], y) for one in lines]
+    ends = [one[-1][-1] for one in strokes]
+    places = apart([v for _, v in ends], 15, plot.top + 6, plot.bottom - 4)
+    for one, parts, end, place in zip(lines, strokes, ends, places, strict=True):
+        group = plot.add("g", class_=f"series {series_class(one)}")
+        for part in parts:
+            plot.add("polyline", group, points=" ".join([f"{a:.1f},{b:.1f}" for a, b in part]))
+            if len(part) == 1 or len(epochs) < 8:
+                for a, b in part:
+                    plot.add("circle", group, cx=a, cy=b, r=3.0)
+        plot.line(*end, plot.right + 8, place, "leader", group)
+        plot.text(plot.right + 11, place + 4, one["name"], "name", parent=group)
+    return plot.markup()
+
+
+def _strokes(xs: Sequence[float], values: Sequence[float | None], y: Scale) -> list[list[tuple[float, float]]]:
+    """The pixels of a line, in pieces with no value missing between their points."""
+    found: list[list[tuple[float, float]]] = [[]]
+    known = iter(y.along([v for v in values if v is not None]))
+    for x, value in zip(xs, values, strict=True):
+        if value is not None:
+            found[-1].append((x, next(known)))
+        elif found[-1]:
+            found.append([])
+    return [part for part in found if part]
+
+
 def series_class(one: Mapping[str, Any]) -> str:
     """The classes that give a line its colour and dashes, in the plot and in its key."""
     hue = "plain" if one["plain"] else f"hue{one['hue'] % 8}"

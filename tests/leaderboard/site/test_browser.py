@@ -237,11 +237,31 @@ def test_plots_open_records_and_keys_hide_lines(small_site: SimpleNamespace, pag
     assert line.is_visible()
 
 
+def test_a_record_shows_its_training_in_both_themes_and_one_without_curves_shows_no_heading(
+    small_site: SimpleNamespace, page: Any
+) -> None:
+    page.goto(address(small_site, KINDS["record"]))
+    assert page.locator("#training").is_visible()
+    plots = page.locator(".canvas[data-plot=training]")
+    assert plots.count() == 2
+    assert page.locator(".canvas desc").first.text_content().startswith("sum from 3 in epoch 1 to 0.15 in epoch 20")
+    colours = []
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)
+        line, name = (plots.first.locator(f".series.hue0 {tag}") for tag in ("polyline", "text"))
+        assert line.bounding_box()["width"] > 100
+        colours.append(line.evaluate("e => getComputedStyle(e).stroke"))
+        assert name.evaluate("e => getComputedStyle(e).fill") == colours[-1]
+    assert colours[0] != colours[1]
+    page.goto(address(small_site, KINDS["record"].replace("/kd/", "/dkd/")))
+    assert page.locator("#training, .canvas").count() == 0
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_nothing_serious(small_site: SimpleNamespace, page: Any, scheme: str) -> None:
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is not installed").Axe()
     page.emulate_media(color_scheme=scheme)
-    for kind in KINDS if scheme == "light" else ("task", "benchmark", "curves", "student"):
+    for kind in KINDS if scheme == "light" else ("task", "benchmark", "curves", "student", "record"):
         page.goto(address(small_site, KINDS[kind]))
         found = axe.run(page, options=dict(preload=False)).response["violations"]
         bad = [

@@ -118,6 +118,9 @@ def test_record_is_the_last_rounds_with_the_cost_and_teacher_of_all(tmp_path):
     assert record.initial_hash == first.initial_hash
     assert record.teacher == first.teacher
     assert record.student_sha256 == second.student_sha256
+    assert record.history == second.history != first.history
+    assert second.history is not None
+    assert second.history.epochs == [1]  # of its own training, of the two epochs of the whole
     assert record.metrics["calls"] == 2
     assert evaluate_weights(record.config, student(tmp_path, config)) == pytest.approx(
         {k: v for k, v in record.metrics.items() if k != "mse_to_teacher"}

@@ -69,6 +69,7 @@ def test_record_of_a_loop_adds_up_its_rounds(tmp_path):
     assert record.cost.teacher_forwards == sum(r.cost.teacher_forwards for r in inner)
     assert record.config["loop"] == LOOP
     assert record.data == inner[0].data
+    assert record.history == inner[2].history is not None
     found = evaluate_weights(record.config, tmp_path / "runs" / config.id / "student.safetensors")
     assert found["top1"] == record.metrics["top1"]
     file = tmp_path / "runs" / config.id / "predictions.safetensors"
