@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from limbeck.cli.leaderboard_pictures import RESULTS, ResultsFolder
+from limbeck.cli.leaderboard_pictures import ResultsFolder
 from limbeck.cli.leaderboard_reported import wide_console
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def reproduce(
         list[str] | None, typer.Option(metavar="METHOD[/SEED]", help="Only this method or run; repeatable.")
     ] = None,
     pair: Annotated[str | None, typer.Option(help="Only this pair.")] = None,
-    results: ResultsFolder = RESULTS,
+    results: ResultsFolder = Path("results"),
     out: Annotated[Path | None, typer.Option(help="Output folder; default out/reproduce-TABLE.")] = None,
     tolerance: Annotated[
         float | None, typer.Option(min=0, help="How far a run may be off; default: what the recorded seeds allow.")
