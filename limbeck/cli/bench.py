@@ -32,6 +32,9 @@ def run(
     threads: ThreadsOption = 1,
     device: DeviceOption = "cpu",
     ray: RayOption = None,
+    predictions: Annotated[
+        bool, typer.Option("--predictions/--no-predictions", help="Save those on the test split beside each student.")
+    ] = True,
 ) -> None:
     """Make the runs of a suite that have no record yet, and show the table.
 
@@ -40,7 +43,7 @@ def run(
     from limbeck.engine.suite import load_suite
 
     folder = out or Path("out") / Path(suite).stem
-    outcome = _run(load_suite(suite), folder, seeds, only, jobs, threads, device, ray)
+    outcome = _run(load_suite(suite), folder, seeds, only, jobs, threads, device, ray, predictions)
     raise typer.Exit(1 if outcome.failed else 0)
 
 
@@ -156,6 +159,7 @@ def _run(
     threads: int,
     device: str,
     ray: str | None,
+    predictions: bool = True,
 ) -> Outcome:
     from rich.console import Console
     from rich.markup import escape
@@ -178,6 +182,7 @@ def _run(
             threads=threads,
             device=device if device == "cpu" else pick_device(device),
             ray=ray,
+            predictions=predictions,
             on_event=display,
         )
     if not outcome.made and not outcome.failed:

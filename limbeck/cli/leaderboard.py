@@ -203,23 +203,36 @@ def verify(
     ] = None,
     results: ResultsFolders = RESULTS,
     runs: Runs = None,
+    predictions_only: Annotated[
+        bool, typer.Option("--predictions-only", help="Only from saved predictions: no weights, no data set; fast.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Hash records, weights and data again, evaluate weights again, and name what does not hold; exit 1 then.
 
-    Example: limbeck leaderboard verify bccd --results results --runs out/bccd/runs
+    Where --runs has the predictions that a record names, they are hashed and its figures made again from them too.
+
+    Example: limbeck leaderboard verify bccd --results out/bccd/records --runs out/bccd/runs --predictions-only
     """
     from limbeck.leaderboard.audit import audit, content_hashes, counts, named_files
     from limbeck.leaderboard.verify import verification_json
 
     files = named_files(results, names)
     evaluate, weights = _evaluation()
-    checked = audit(files, evaluate, weights, data_hash=content_hashes(), results=results, runs=runs)
+    checked = audit(
+        files,
+        evaluate,
+        weights,
+        data_hash=content_hashes(),
+        results=results,
+        runs=runs,
+        predictions_only=predictions_only,
+    )
     done = []
     with pictures.progress(not as_json) as progress:
         for one in progress.track(checked, total=len(files), description="verify"):
             done.append(one)
-            if not as_json and one.verdict != "no weights":
+            if not as_json and one.verdict not in ("no weights", "no predictions"):
                 progress.console.print(f"{one.id}: {one.text}", markup=False, highlight=False)
     if as_json:
         _print_json([verification_json(d) for d in done])

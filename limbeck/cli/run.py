@@ -22,6 +22,9 @@ def train(
     launcher: Annotated[str, typer.Option(help="none, pytorch (under torchrun) or slurm.")] = "none",
     threads: Annotated[int | None, typer.Option(min=1, help="Bound torch's threads.")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start anew instead of going on from the last epoch.")] = False,
+    predictions: Annotated[
+        bool, typer.Option("--predictions/--no-predictions", help="Save those on the test split beside the student.")
+    ] = True,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Override: recipe.epochs=3; repeatable.")] = None,
 ) -> None:
     """Train one member, or distil with one method, and write its record.
@@ -47,6 +50,7 @@ def train(
         launcher=launcher,
         threads=threads,
         resume=not fresh,
+        predictions=predictions,
         progress=report,
     )
     with progress:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -90,6 +90,8 @@ class DetectionMetric:
     Args:
         by_size: give `APs`, `APm` and `APl` too, of objects under 32², up to 96² and over 96² pixels of box area.
     """
+
+    reads_teacher: ClassVar[bool] = False
 
     def __init__(self, by_size: bool = False) -> None:
         self.by_size = by_size

@@ -81,7 +81,11 @@ class FitData:
 
 
 class Metric(Protocol):
-    """A task's metric, fed with predictions; registered by name in METRICS."""
+    """A task's metric, fed with predictions; registered by name in METRICS.
+
+    One that never looks at a teacher's predictions says so by a class attribute, `reads_teacher = False`: they are not
+    saved with the student's then.
+    """
 
     def reset(self) -> None:
         """Forget everything."""

@@ -75,6 +75,7 @@ def run_suite(
     threads: int = 1,
     device: str = "cpu",
     ray: str | None = None,
+    predictions: bool = True,
     on_event: Callable[[Event], None] = lambda event: None,
 ) -> Outcome:
     """Make every run of a suite that has no record yet.
@@ -84,10 +85,12 @@ def run_suite(
         jobs: runs at a time; 0 is one a core.
         threads: of each run; figures depend on it in the last bits, so suites use 1.
         ray: address of a Ray cluster that shares `out`, or 'local'.
+        predictions: each run saves its student's on the test split.
     Raises: UserError before anything is trained.
     """
     planned = plan(suite, seeds=seeds, only=only)
-    return run_jobs(planned, out, jobs=jobs, threads=threads, device=device, ray=ray, on_event=on_event)
+    common: dict[str, Any] = dict(jobs=jobs, threads=threads, device=device, ray=ray, predictions=predictions)
+    return run_jobs(planned, out, on_event=on_event, **common)
 
 
 def run_jobs(
@@ -98,6 +101,7 @@ def run_jobs(
     threads: int = 1,
     device: str = "cpu",
     ray: str | None = None,
+    predictions: bool = True,
     on_event: Callable[[Event], None] = lambda event: None,
 ) -> Outcome:
     """Make the runs of a plan that have no record yet; a run's teachers have to be in the plan. See `run_suite`.
@@ -113,7 +117,9 @@ def run_jobs(
         if todo:
             opened = _ray_pool(ray, threads, device) if ray else _local_pool(workers, threads)
             with opened as pool, _listening(pool.queue, on_event):
-                _drive(todo, pool, _Settings(paths, device, threads, workers), outcome, on_event)
+                _drive(
+                    todo, pool, _Settings(paths, device, threads, workers, predictions=predictions), outcome, on_event
+                )
     return outcome
 
 
@@ -124,6 +130,7 @@ class _Settings:
     threads: int
     jobs: int
     latency: dict[str, float] = field(default_factory=dict)  # by the sha256 of a model's config
+    predictions: bool = True
 
 
 def _missing(planned: list[Job], paths: Paths, outcome: Outcome, on_event: Callable[[Event], None]) -> list[Job]:
@@ -225,6 +232,7 @@ def run_job(job: dict[str, Any], settings: _Settings) -> str:
             for run in config.companion_runs()
             if _deployed(run) in settings.latency
         },
+        predictions=settings.predictions,
         progress=report,
         drop_other=True,
     )

@@ -30,7 +30,7 @@ class Loop(ABC):
 
 
 def options_of_round(options: RunOptions, place: Path, number: int, rounds: int) -> RunOptions:
-    """Options of one of a loop's runs, of which only the last measures a latency.
+    """Options of one of a loop's runs, of which only the last measures a latency and saves its predictions.
 
     Args:
         place: folder of the round, which gets runs/ and records/.
@@ -48,6 +48,7 @@ def options_of_round(options: RunOptions, place: Path, number: int, rounds: int)
         records=place / "records",
         teachers=options.teachers or options.out,
         latency_ms=options.latency_ms if number == rounds - 1 else 0.0,
+        predictions=options.predictions and number == rounds - 1,
         drop_other=True,
         progress=progress,
     )

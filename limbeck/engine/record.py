@@ -151,6 +151,9 @@ class RunRecord(_Strict):
     environment: Environment
     student_sha256: Sha256 = Field(description="of the saved student file, whose weights gave the metrics")
     initial_hash: Sha256 = Field(description="of the student's weights before its first step")
+    predictions_sha256: Sha256 | None = Field(
+        None, description="of the saved predictions on the test split, where they were saved", exclude_if=not_
+    )
     teacher_record: str | None = Field(None, description="id of the teacher's record")
     plain_record: str | None = Field(None, description="id of the plain student's record with this seed")
     assumption: str | None = Field(None, description="what of the method is ours, not the paper's")

@@ -29,6 +29,7 @@ from limbeck.engine.record import (
     config_hash,
     record_id,
 )
+from limbeck.engine.saved_predictions import PREDICTIONS_FILE, PredictionRecorder
 from limbeck.engine.weights import load_into
 from limbeck.errors import TrainingStopped
 
@@ -41,6 +42,8 @@ class Ended:
     peak_mb: of the training, before anything is tested.
     train, val: the loaders that were used; further: of the further test sets, by name.
     latency_ms: measured elsewhere; None measures now.
+    predictions: of frozen members, kept from run to run.
+    save_predictions: the student's on the test split, beside its weights; see `limbeck.engine.saved_predictions`.
     """
 
     config: RunConfig
@@ -55,25 +58,31 @@ class Ended:
     further: Mapping[str, DataLoader]
     latency_ms: float | None
     predictions: PredictionCache | None = None
+    save_predictions: bool = True
 
 
 def build_record(run: Ended) -> RunRecord:
-    """Load the saved student back, test it, and fill the record."""
+    """Load the saved student back, test it, save its predictions, and fill the record."""
     config, model = run.config, run.model
     load_into(model.deploy, run.weights, sha256=run.sha256)  # the metrics are those of the saved file
     test = eval_loader(config.data, "test")
     metric = config.metric.build()
     common: dict[str, Any] = dict(adapter=model.adapter, preprocessor=model.data_preprocessor, deploy=model.deploy)
     teacher = next(iter(model.frozen.values()), None)  # of several, the first; the config has them all
-    metrics = evaluate(model.deploy, loader=test, metric=metric, teacher=teacher, cache=run.predictions, **common)
+    seen = PredictionRecorder(metric) if run.save_predictions else None
+    metrics = evaluate(
+        model.deploy, loader=test, metric=seen or metric, teacher=teacher, cache=run.predictions, **common
+    )
     per_class = metric.per_class()
+    identity = config.model_dump(mode="json")
+    digest, place = config_hash(identity), run.weights.with_name(PREDICTIONS_FILE)
+    predictions = None if seen is None else seen.save(place, id=config.id, config_hash=digest)
     for name, loader in run.further.items():
         metrics |= named(evaluate(model.deploy, loader=loader, metric=metric, **common), name)
         per_class |= named(metric.per_class(), name)
     val_metrics = evaluate(model.deploy, loader=run.val, metric=metric, **common)
     members = config.model["members"]
     teacher_cfg = next((cfg for cfg in members.values() if cfg["type"] == "frozen"), None)
-    identity = config.model_dump(mode="json")
     linked = config.method != PLAIN and not is_teacher(config.method)
     return RunRecord(
         task=config.task,
@@ -86,7 +95,7 @@ def build_record(run: Ended) -> RunRecord:
         teacher=None if teacher is None or teacher_cfg is None else _model(model, teacher, teacher_cfg["model"]),
         student=_model(model, model.deploy, members[model.specs[model.deploy_name].of or model.deploy_name]["model"]),
         config=identity,
-        config_hash=config_hash(identity),
+        config_hash=digest,
         metrics=metrics,
         val_metrics=val_metrics,
         per_class={m: dict(zip(cast(Any, test.dataset).classes, values)) for m, values in per_class.items()},
@@ -97,6 +106,7 @@ def build_record(run: Ended) -> RunRecord:
         environment=run.environment,
         student_sha256=run.sha256,
         initial_hash=model.initial_hash,
+        predictions_sha256=predictions,
         teacher_record=_teacher_record(teacher_cfg),
         plain_record=record_id(config.benchmark, config.pair, PLAIN, config.seed) if linked else None,
         assumption=" ".join(dict.fromkeys(link.assumption for link in model.methods() if link.assumption)) or None,

@@ -42,6 +42,7 @@ from limbeck.engine.record import RunRecord, config_hash, write_failure, write_r
 from limbeck.engine.registry import LOOPS
 from limbeck.engine.report import Ended, build_failure, build_record
 from limbeck.engine.runner import DistillRunner, build_optim_wrapper
+from limbeck.engine.saved_predictions import PREDICTIONS_FILE
 from limbeck.engine.weights import load_state, save_weights
 from limbeck.errors import ConfigError, TrainingStopped
 
@@ -60,6 +61,7 @@ class RunOptions:
     companion_latency_ms: the same of companions, by member.
     resume: go on from the last epoch of an interrupted run.
     drop_other: an interrupted run of another config, in the same folder, is forgotten instead of refused.
+    predictions: save what the metric saw of the test split beside the student; see `limbeck.engine.saved_predictions`.
     hooks: further mmengine hooks that look on; one that draws random numbers or changes the model changes the figures.
     """
 
@@ -75,6 +77,7 @@ class RunOptions:
     companion_latency_ms: Mapping[str, float] = field(default_factory=dict)
     resume: bool = True
     drop_other: bool = False
+    predictions: bool = True
     progress: Progress | None = None
     hooks: Sequence[Hook] = ()
 
@@ -181,6 +184,7 @@ def _train(config: RunConfig, options: RunOptions, folder: Path, device: torch.d
         val=val,
         further=further,
         predictions=kept,
+        save_predictions=options.predictions,
     )
     latency = {**options.companion_latency_ms, config.model["deploy"]: options.latency_ms}
     records = [
@@ -211,6 +215,7 @@ def _keep(
     metadata = {"limbeck": json.dumps(dict(id=config.id, config_hash=digest))}  # one key: safetensors shuffles several
     state, dtype = model.deploy.state_dict(), getattr(torch, config.recipe.save_dtype)
     sha256 = save_weights(path, state, metadata=metadata, dtype=dtype)
+    path.with_name(PREDICTIONS_FILE).unlink(missing_ok=True)  # of other weights
     record = build_record(ended(config=config, weights=path, sha256=sha256))
     if options.records is not None:
         write_record(options.records, record)

@@ -9,11 +9,12 @@ from typing import Any
 from limbeck.engine.record import RunRecord, read_record, record_path
 from limbeck.engine.suite import benchmarks_of
 from limbeck.engine.weights import check_sha256, sha256_json
-from limbeck.errors import CorruptFile, DataMissing, ExtraMissing, UnknownName
+from limbeck.errors import ConfigError, CorruptFile, DataMissing, ExtraMissing, UnknownName
 from limbeck.leaderboard.checks import NoResults, teacher_ids
 from limbeck.leaderboard.gather import check_agree
 from limbeck.leaderboard.index import list_files
 from limbeck.leaderboard.places import Places, find_record, folders_of, spelled
+from limbeck.leaderboard.saved import both, predictions_file, verify_predictions
 from limbeck.leaderboard.verify import Evaluate, Verification, verify_record, with_runs
 
 DataHash = Callable[[Mapping[str, Any]], str | None]
@@ -66,18 +67,24 @@ def audit(
     data_hash: DataHash,
     results: Places | None = None,
     runs: Path | None = None,
+    predictions_only: bool = False,
 ) -> Iterator[Verification]:
     """Verify record files one after the other; what was changed is named, and the next one is looked at.
 
     A record's config is hashed again, its place is compared with its id, its teachers' records with the weights that
-    it was taught by; the test split is hashed again; weights are hashed and evaluated again. Superseded and failed
-    records are left out.
+    it was taught by; the test split is hashed again; weights are hashed and evaluated again; saved predictions are
+    hashed and the figures made again from them. Superseded and failed records are left out.
 
     Args:
-        evaluate, weights: as for `verify_record`; runs: as for `with_runs`.
+        evaluate, weights: as for `verify_record`; runs: as for `with_runs`, and '<record id>/predictions.safetensors'.
         data_hash: gives the content hash of a config's test split on this machine, None where a config has none.
         results: the folders that ids are below; None does not look at places and teachers.
+        predictions_only: look neither at weights nor at the data set; a record whose predictions are not among `runs`
+            has the verdict 'no predictions'.
+    Raises: ConfigError when `runs` is no folder, or for predictions_only without it.
     """
+    if predictions_only and runs is None:
+        raise ConfigError("saved predictions lie in a folder of runs; name it, such as out/demo/runs, with --runs")
     for file in files:
         try:
             record = read_record(file)
@@ -85,18 +92,23 @@ def audit(
             yield Verification(str(file), "changed", changed=f"record: {error}")
             continue
         if record.status not in ("superseded", "failed"):
-            yield _audited(file, record, evaluate, with_runs(weights, [record], runs), data_hash, results)
+            said = _wrong_record(file, record, results)
+            if said:
+                yield Verification(record.id, "changed", changed=said)
+                continue
+            offered = with_runs(weights, [record], runs)
+            path = predictions_file(record, runs)
+            saved = None if path is None else verify_predictions(record, path)
+            if predictions_only:
+                yield saved or Verification(record.id, "no predictions")
+            else:
+                yield both(_by_weights(record, evaluate, offered, data_hash), saved)
 
 
-def _audited(
-    file: Path,
-    record: RunRecord,
-    evaluate: Evaluate,
-    weights: Mapping[str, Path],
-    data_hash: DataHash,
-    results: Places | None,
+def _by_weights(
+    record: RunRecord, evaluate: Evaluate, weights: Mapping[str, Path], data_hash: DataHash
 ) -> Verification:
-    said = _wrong_record(file, record, results) or _wrong_weights(record, weights)
+    said = _wrong_weights(record, weights)
     if said:
         return Verification(record.id, "changed", changed=said)
     try:
@@ -172,7 +184,7 @@ def content_hashes(known: dict[str, str] | None = None) -> DataHash:
 
 
 def counts(found: Iterable[Verification]) -> dict[str, int]:
-    """How many have each verdict; 'changed' and 'not here' only where there are some."""
+    """How many have each verdict; 'no predictions', 'changed' and 'not here' only where there are some."""
     verdicts = [v.verdict for v in found]
     always = {v: verdicts.count(v) for v in ("holds", "off", "no weights")}
-    return always | {v: verdicts.count(v) for v in ("changed", "not here") if v in verdicts}
+    return always | {v: verdicts.count(v) for v in ("no predictions", "changed", "not here") if v in verdicts}

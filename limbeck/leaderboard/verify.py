@@ -33,24 +33,34 @@ OTHERWISE_LOWER = Tolerance(relative=1e-3)  # of a primary metric that is lower 
 
 @dataclass(frozen=True)
 class Verification:
-    """One record and what its weights give today; differences are found − recorded, of the judged metrics.
+    """One record and what its weights or predictions give today; differences are found − recorded, of judged metrics.
 
     changed: with the verdicts 'changed' and 'not here', what was tampered with or is missing, in a sentence.
+    checked: by what it was judged, where saved predictions took part: 'weights', 'predictions'.
     """
 
     id: str
-    verdict: Literal["holds", "off", "no weights", "changed", "not here"]
+    verdict: Literal["holds", "off", "no weights", "no predictions", "changed", "not here"]
     recorded: dict[str, float] = field(default_factory=dict)
     found: dict[str, float] = field(default_factory=dict)
     differences: dict[str, float] = field(default_factory=dict)
     off: tuple[str, ...] = ()
     changed: str = ""
+    checked: tuple[str, ...] = ()
 
     @property
     def text(self) -> str:
-        """'holds', 'no weights', 'off by +0.28 top1', or 'changed: weights: …'."""
+        """'holds', 'no weights', 'off by +0.28 top1', or 'changed: weights: …'.
+
+        With saved predictions 'holds (weights, predictions)' or 'off by +0.28 top1 (predictions)'.
+        """
+        by = f" ({', '.join(self.checked)})" if self.checked else ""
         if self.verdict != "off":
-            return f"{self.verdict}: {self.changed}" if self.changed else self.verdict
+            return f"{self.verdict}: {self.changed}" if self.changed else self.verdict + by
+        return self._off + by
+
+    @property
+    def _off(self) -> str:
         gone = [f"no {m}" for m in self.off if m not in self.differences]
         by = [f"{self.differences[m]:+.4g} {m}" for m in self.off if m in self.differences]
         return (
@@ -76,13 +86,23 @@ def verify_record(
     if path is None:
         return Verification(record.id, "no weights")
     check_sha256(path, record.student_sha256)
-    found = dict(evaluate(record.config, path))
-    judged = [m for m in record.metrics if m in tolerances or m == record.primary_metric]
+    return compared(record, dict(evaluate(record.config, path)), tolerances)
+
+
+def compared(
+    record: RunRecord,
+    found: dict[str, float],
+    tolerances: Mapping[str, Tolerance] = TOLERANCES,
+    *,
+    others: Tolerance | None = None,
+) -> Verification:
+    """Found figures beside the recorded ones: those with a tolerance, the primary one and, by `others`, the rest."""
+    primary = OTHERWISE if record.higher_is_better else OTHERWISE_LOWER
+    judged = {m: tolerances.get(m, primary) for m in record.metrics if m in tolerances or m == record.primary_metric}
+    if others is not None:
+        judged |= {m: others for m in record.metrics if m in found and m not in judged}
     differences = {m: found[m] - record.metrics[m] for m in judged if m in found}
-    otherwise = OTHERWISE if record.higher_is_better else OTHERWISE_LOWER
-    off = tuple(
-        m for m in judged if m not in found or not tolerances.get(m, otherwise).allows(record.metrics[m], found[m])
-    )
+    off = tuple(m for m, t in judged.items() if m not in found or not t.allows(record.metrics[m], found[m]))
     return Verification(record.id, "off" if off else "holds", dict(record.metrics), found, differences, off)
 
 

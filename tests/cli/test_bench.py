@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import queue
 import shutil
 from contextlib import redirect_stdout
 from io import StringIO
@@ -11,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from limbeck.cli import main
+from limbeck.engine import bench
+from limbeck.engine.record import read_record
 from limbeck.engine.suite import load_suite, plan
 from tests.engine.test_bench import toy_suite
 from tests.engine.toys import toy_pair
@@ -72,6 +75,32 @@ def test_demo_without_the_extra_leaves_its_group_out_and_says_so_once(suite, tmp
     assert "all 7 records of suite demo were there already" in said
     assert any("toy4-toy2" in p.read_text() for p in (suite / "out" / "site" / "benchmarks").iterdir())
     assert "site/index.html" in (suite / "out" / "index.html").read_text()
+
+
+def test_runs_can_go_without_predictions(suite, tmp_path, monkeypatch):
+    made = list((suite / "out" / "runs").rglob("predictions.safetensors"))
+    assert len(made) == 7
+    asked = []
+    whole = bench.run_suite
+
+    def run_suite(*args, **kwargs):
+        asked.append(kwargs["predictions"])
+        return whole(*args, **kwargs)
+
+    monkeypatch.setattr(bench, "run_suite", run_suite)
+    monkeypatch.setattr(bench, "_drive", lambda todo, pool, settings, *_: asked.append(settings.predictions))
+    run(
+        "bench", "run", suite / "toys.toml", "--out", tmp_path / "a", "--jobs", "1", "--no-predictions", code=2
+    )  # no table
+    assert asked == [False, False]
+    run("bench", "run", suite / "toys.toml", "--out", suite / "out", "--jobs", "1", "--no-predictions")
+    assert len([p for p in made if p.is_file()]) == 7  # all runs are done, whatever is asked for now
+    (job, *_) = plan(load_suite(str(suite / "toys.toml")), only=["plain"])
+    monkeypatch.setattr(bench, "_EVENTS", queue.Queue())
+    bench.run_job(job.model_dump(), bench._Settings(bench.Paths(tmp_path / "b"), "cpu", 1, 1, predictions=False))
+    assert read_record(bench.Paths(tmp_path / "b").records / f"{job.id}.json").predictions_sha256 is None
+    assert list((tmp_path / "b").rglob("student.safetensors"))
+    assert not list((tmp_path / "b").rglob("predictions*"))
 
 
 def test_bench_run_without_the_extra_of_a_group_is_refused_before_training(suite, tmp_path, monkeypatch, capsys):

@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from limbeck.cli import leaderboard
+from limbeck.engine.classification import ClassificationMetric
+from limbeck.engine.saved_predictions import PredictionRecorder
 from limbeck.errors import ConfigError, UserError
 from limbeck.leaderboard.checks import DuplicateRecord, NoResults
 from tests.leaderboard.fabricate import fabricate, suite, vary, with_values, write_all
@@ -152,6 +155,26 @@ def test_verify_takes_from_runs_what_the_zoo_lacks(
     assert "expected" in text
     with pytest.raises(ConfigError, match="is not a folder"):
         call("verify", "--results", results, "--runs", tmp_path / "no")
+
+
+def test_verify_from_predictions_alone(results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    metric = ClassificationMetric()
+    seen = PredictionRecorder(metric)
+    logits = torch.eye(4)[torch.tensor([0, 1, 2, 3, 3])]
+    seen.update([dict(logits=logits, labels=torch.tensor([0, 1, 2, 3, 0]), ids=torch.arange(5))])
+    figures, config = seen.values(), {"metric": {"type": "ClassificationMetric"}}
+    file = tmp_path / "runs" / fabricate("KD", 0).id / "predictions.safetensors"
+    digest = seen.save(file)
+    write_all(results, [fabricate("KD", 0, config=config, metrics=figures, predictions_sha256=digest)])
+    monkeypatch.setattr(leaderboard, "_evaluation", lambda: (None, {}))
+    words = ("verify", "--results", results, "--predictions-only", "--runs", tmp_path / "runs")
+    text = call(*words)
+    assert text.splitlines()[0] == "toy/big-small/kd/seed0: holds (predictions)"
+    assert text.splitlines()[-1] == "1 holds, 0 off, 0 no weights, 9 no predictions"
+    file.write_bytes(file.read_bytes()[:-1] + b"\xff")
+    assert f"toy/big-small/kd/seed0: changed: predictions: {file}: sha256 is" in call(*words, status=1)
+    with pytest.raises(ConfigError, match="lie in a folder of runs; name it"):
+        call("verify", "--results", results, "--predictions-only")
 
 
 OTHERS = ["reported", "compare-reported", "submit"]

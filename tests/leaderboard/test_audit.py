@@ -19,6 +19,7 @@ from limbeck.leaderboard.checks import NoResults
 from tests.engine.toys import ToyData
 from tests.leaderboard.toy_runs import edit, run_toys
 
+HOLDS = "holds (weights, predictions)"
 MATCH, TEACHER = "toy/toy4-toy2/toymatch/seed1", "toy/toy4-toy2/teacher/seed0"
 
 
@@ -43,7 +44,7 @@ def verdicts(toys: SimpleNamespace, *names: str) -> dict[str, str]:
 
 def test_untouched_runs_hold(toys: SimpleNamespace) -> None:
     found = verdicts(toys)
-    assert set(found.values()) == {"holds"}
+    assert set(found.values()) == {HOLDS}
     assert len(found) == 7
 
 
@@ -53,7 +54,7 @@ def test_a_changed_figure_is_off_and_only_it(toys: SimpleNamespace) -> None:
     edit(path, metrics__top1=value + 5)
     found = verdicts(toys)
     assert found.pop(MATCH) == "off by -5 top1"
-    assert set(found.values()) == {"holds"}
+    assert set(found.values()) == {HOLDS}
 
 
 def test_a_changed_config_is_named_and_the_rest_is_looked_at(toys: SimpleNamespace) -> None:
@@ -63,7 +64,7 @@ def test_a_changed_config_is_named_and_the_rest_is_looked_at(toys: SimpleNamespa
     said = found.pop(str(path))
     assert said.startswith("changed: record: ")
     assert "the config's sha256 is" in said
-    assert set(found.values()) == {"holds"}
+    assert set(found.values()) == {HOLDS}
     assert len(found) == 6
 
 
@@ -84,7 +85,7 @@ def test_changed_weights_are_named_with_both_hashes(toys: SimpleNamespace) -> No
     said = found.pop(MATCH)
     assert said.startswith(f"changed: weights: {file}: sha256 is ")
     assert "expected" in said
-    assert set(found.values()) == {"holds"}
+    assert set(found.values()) == {HOLDS}
 
 
 def test_changed_data_are_named_with_both_hashes(toys: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,6 +119,7 @@ def test_absent_data_are_said_and_are_no_fault(toys: SimpleNamespace) -> None:
     def absent(config: object) -> str:
         raise DataMissing("toy is not on this machine; limbeck data get toy")
 
+    (toys.runs / MATCH / "predictions.safetensors").unlink()
     (found,) = audit(named_files(toys.records, [MATCH]), evaluate_weights, {}, data_hash=absent, runs=toys.runs)
     assert (found.verdict, found.changed) == ("not here", "toy is not on this machine; limbeck data get toy")
     assert counts([found]) == {"holds": 0, "off": 0, "no weights": 0, "not here": 1}
@@ -137,7 +139,7 @@ def test_records_are_named_by_file_id_pair_and_benchmark(toys: SimpleNamespace, 
     elsewhere = tmp_path / "elsewhere.json"
     shutil.copy(path, elsewhere)
     assert named_files(tmp_path / "absent", [str(elsewhere)]) == [elsewhere]
-    assert verdicts(toys, str(elsewhere)) == {MATCH: "holds"}  # outside the folder no place is wrong
+    assert verdicts(toys, str(elsewhere)) == {MATCH: HOLDS}  # outside the folder no place is wrong
     with pytest.raises(UnknownName, match="did you mean 'toy'"):
         named_files(toys.records, ["toi"])
     with pytest.raises(UnknownName):

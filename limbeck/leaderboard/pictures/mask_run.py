@@ -163,6 +163,7 @@ def train_again(record: RunRecord, teachers: Mapping[str, Path], count: int, rep
             latency_ms=record.cost.student_latency_ms,
             progress=lambda stage, done, total: report(done, total) if stage == "train" else None,
             hooks=[hook],
+            predictions=False,
         )
         again = execute(run, options)
     assert again is not None  # rank 0 always has one

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -33,6 +33,8 @@ class FIDMetric:
         device: torch's name of where it does; None is a GPU where there is one.
     Raises: ConfigError without torch-fidelity, for images that do not fit or are not finite; DataMissing.
     """
+
+    reads_teacher: ClassVar[bool] = False
 
     def __init__(
         self,

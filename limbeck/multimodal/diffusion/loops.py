@@ -14,9 +14,10 @@ from limbeck.engine.evaluate import eval_loader, evaluate
 from limbeck.engine.loop import Loop, finished, options_of_round, record_of_rounds
 from limbeck.engine.output import pick_device
 from limbeck.engine.predictions import PredictionCache
-from limbeck.engine.record import RunRecord, write_record
+from limbeck.engine.record import RunRecord, config_hash, write_record
 from limbeck.engine.registry import LOOPS
 from limbeck.engine.run import STUDENT_FILE, RunOptions, execute
+from limbeck.engine.saved_predictions import PREDICTIONS_FILE, PredictionRecorder, copy_predictions
 from limbeck.engine.weights import atomic_path, load_into
 from limbeck.errors import ConfigError
 
@@ -54,13 +55,20 @@ class Halving(Loop):
         with atomic_path(folder / STUDENT_FILE) as temporary:
             shutil.copyfile(self.weights(config, folder, len(rounds) - 1), temporary)
         steps = sum(record.recipe.steps for record in records)
+        figures, predictions = dict(last.metrics), last.predictions_sha256
+        if len(rounds) > 1:
+            more, predictions = self.beside_first_teacher(config, options, folder)
+            figures |= more
+        else:
+            copy_predictions(self.weights(config, folder, 0).parent, folder)
         record = record_of_rounds(
             config,
             records,
             teacher=first.teacher,
             teacher_record=first.teacher_record,
             initial_hash=first.initial_hash,
-            metrics=last.metrics | (self.beside_first_teacher(config, options, folder) if len(rounds) > 1 else {}),
+            metrics=figures,
+            predictions_sha256=predictions,
             recipe=last.recipe.model_copy(update=dict(epochs=config.recipe.epochs, steps=steps)),
         )
         if options.records is not None:
@@ -99,27 +107,37 @@ class Halving(Loop):
         if (found := finished(run, place)) is not None:
             return found
         inner = options_of_round(options, place, number, rounds)
+        if rounds > 1:
+            inner = replace(inner, predictions=False)  # those beside the first teacher are saved
         if number:
             inner = replace(inner, teachers=folder / "rounds" / str(number - 1) / "runs")
         record = execute(run, inner)
         assert record is not None  # one process alone runs a loop
         return record
 
-    def beside_first_teacher(self, config: RunConfig, options: RunOptions, folder: Path) -> dict[str, float]:
-        """The test figures of the last student, with those of how near it is to the run's own teacher."""
+    def beside_first_teacher(
+        self, config: RunConfig, options: RunOptions, folder: Path
+    ) -> tuple[dict[str, float], str | None]:
+        """The test figures of the last student, with those of how near it is to the run's own teacher.
+
+        Returns: the figures; the sha256 of the predictions that they are of, None where these are not saved.
+        """
         parts = {key: value for key, value in deepcopy(config.model).items() if key != "type"}
         model = Distiller(**parts, seed=config.seed, runs=options.teachers or options.out)
         load_into(model.deploy, folder / STUDENT_FILE)
         model.to(pick_device(options.device))
-        return evaluate(
+        metric = PredictionRecorder(config.metric.build())
+        figures = evaluate(
             model.deploy,
             adapter=model.adapter,
             loader=eval_loader(config.data, "test"),
-            metric=config.metric.build(),
+            metric=metric if options.predictions else metric.metric,
             preprocessor=model.data_preprocessor,
             teacher=model.frozen["teacher"],
             cache=None if options.cache is None else PredictionCache(options.cache, model),
         )
+        digest = config_hash(config.model_dump(mode="json"))
+        return figures, metric.save(folder / PREDICTIONS_FILE, id=config.id, config_hash=digest)
 
     def weights(self, config: RunConfig, folder: Path, number: int) -> Path:
         """The file of a round's student."""

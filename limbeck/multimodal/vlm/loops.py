@@ -16,6 +16,7 @@ from limbeck.engine.prepare import unaugmented
 from limbeck.engine.record import RunRecord, write_record
 from limbeck.engine.registry import LOOPS, STRATEGIES
 from limbeck.engine.run import STUDENT_FILE, RunOptions
+from limbeck.engine.saved_predictions import copy_predictions
 from limbeck.engine.selection import Strategy
 from limbeck.engine.shared_data import make_dataset, shared_data
 from limbeck.engine.weights import atomic_path
@@ -106,6 +107,7 @@ class ActiveLearning(Loop):
         record = whole(config, records, counts, covered, rounds.teachers(self.rounds + 1))
         with atomic_path(folder / STUDENT_FILE) as temporary:
             shutil.copyfile(rounds.weights(self.rounds), temporary)
+        copy_predictions(rounds.weights(self.rounds).parent, folder)
         if options.records is not None:
             write_record(options.records, record)
         return record

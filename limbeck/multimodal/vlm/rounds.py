@@ -176,7 +176,7 @@ class Rounds:
 
         Args:
             rounds: how many there will be, for the progress.
-            last: False measures no latency.
+            last: False measures no latency and saves no predictions.
         """
         found = self.record(number)
         if found is not None:
@@ -184,7 +184,7 @@ class Rounds:
 
         def inside(place: Path, *, latency: bool) -> RunOptions:
             options = options_of_round(self.options, place, number, rounds)
-            return options if latency else replace(options, latency_ms=0.0)
+            return options if latency else replace(options, latency_ms=0.0, predictions=False)
 
         source, options = self.taught_on(number), inside(self.place(number), latency=last)
         if source is not None:

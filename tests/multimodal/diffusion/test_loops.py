@@ -17,7 +17,8 @@ from limbeck.engine.evaluate import evaluate_weights  # noqa: E402
 from limbeck.engine.record import config_hash, read_record, record_path  # noqa: E402
 from limbeck.engine.registry import LOOPS, MODELS  # noqa: E402
 from limbeck.engine.run import execute  # noqa: E402
-from limbeck.engine.weights import hash_state, load_into, read_weights  # noqa: E402
+from limbeck.engine.saved_predictions import saved_figures  # noqa: E402
+from limbeck.engine.weights import hash_state, load_into, read_weights, sha256_file  # noqa: E402
 from limbeck.errors import ConfigError  # noqa: E402
 from limbeck.multimodal.diffusion import loops  # noqa: E402
 from limbeck.multimodal.diffusion.loops import Halving  # noqa: E402
@@ -130,6 +131,25 @@ def test_record_is_the_last_rounds_with_the_cost_and_teacher_of_all(tmp_path):
     gap = (images[0] - images[1]).square().mean().item()
     assert record.metrics["mse_to_teacher"] == pytest.approx(gap, rel=1e-4)
     assert second.metrics["mse_to_teacher"] != pytest.approx(gap, rel=1e-2)
+    predictions_are_saved_once(tmp_path, config, record)
+    assert len(list((tmp_path / "runs").rglob("predictions*"))) == 1
+
+
+def predictions_are_saved_once(folder, config, record):
+    """Of the last student, with those of the run's own teacher."""
+    file = student(folder, config).with_name("predictions.safetensors")
+    assert record.predictions_sha256 == sha256_file(file)
+    assert saved_figures(record.config, file)[0] == pytest.approx(record.metrics, rel=1e-12)
+
+
+def test_one_round_alone_hands_its_predictions_on(tmp_path):
+    config = halving(tmp_path, 4, 2, epochs=1)
+    record = execute(config, options(tmp_path))
+    predictions_are_saved_once(tmp_path, config, record)
+    without = execute(config, options(tmp_path, "without", predictions=False))
+    assert without.predictions_sha256 is None
+    assert without.metrics == record.metrics
+    assert not list((tmp_path / "without").rglob("predictions*"))
 
 
 class Interrupted(Exception):

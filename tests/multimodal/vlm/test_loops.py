@@ -16,8 +16,9 @@ from limbeck.engine.evaluate import evaluate_weights
 from limbeck.engine.record import read_record, record_path
 from limbeck.engine.registry import STRATEGIES
 from limbeck.engine.run import RunOptions, execute
+from limbeck.engine.saved_predictions import saved_figures
 from limbeck.engine.selection import Pool, Strategy
-from limbeck.engine.weights import read_weights
+from limbeck.engine.weights import read_weights, sha256_file
 from limbeck.errors import ConfigError, UnknownName
 from limbeck.multimodal.vlm import loops
 from limbeck.multimodal.vlm.loops import whole
@@ -73,6 +74,11 @@ def test_record_of_a_loop_adds_up_its_rounds(tmp_path):
     assert record.data == inner[0].data
     found = evaluate_weights(record.config, tmp_path / "runs" / config.id / "student.safetensors")
     assert found["top1"] == record.metrics["top1"]
+    file = tmp_path / "runs" / config.id / "predictions.safetensors"
+    assert record.predictions_sha256 == sha256_file(file)
+    again = saved_figures(record.config, file)[0]
+    assert again == {name: record.metrics[name] for name in inner[2].metrics}
+    assert len(list((tmp_path / "runs").rglob("predictions*"))) == 2  # the last round's, and its copy
     unequal = whole(config, inner, [6, 8, 14], [3.0, 3.0, 3.0]).metrics["aulc"]  # a trapezoid is as wide as its labels
     assert unequal == pytest.approx((2 * (accuracy[0] + accuracy[1]) + 6 * (accuracy[1] + accuracy[2])) / 16)
 
