@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 from limbeck.engine.record import RunRecord
 from limbeck.leaderboard.checks import teacher_ids
 from limbeck.leaderboard.figures import BLANK, count, number
 from limbeck.leaderboard.site.addresses import Addresses, task_title
-from limbeck.leaderboard.site.commands import commands_of
+from limbeck.leaderboard.site.commands import Run, commands_of
 from limbeck.leaderboard.table import decimals, title
 
 
-def record_view(record: RunRecord, known: Mapping[str, RunRecord], addresses: Addresses) -> dict[str, Any]:
+def record_view(record: RunRecord, known: Mapping[str, Run], addresses: Addresses) -> dict[str, Any]:
     """Everything that the template shows of one record.
 
     Args:
-        known: every record of the site by id; another one has no page to link to.
+        known: runs of the site by record id; one that is not among them has no page to link to.
     """
     return dict(
         id=record.id,
@@ -38,12 +39,32 @@ def record_view(record: RunRecord, known: Mapping[str, RunRecord], addresses: Ad
         metrics=_metrics(record),
         classes=[(title(name), list(values.items())) for name, values in record.per_class.items()],
         sections=_sections(record),
-        commands=commands_of(record, known),
-        config=json.dumps(record.config, indent=1, ensure_ascii=False),
+        commands=commands_of(_run(record), known),
+        config=config_text(record.config),
     )
 
 
-def _links(record: RunRecord, known: Mapping[str, RunRecord], addresses: Addresses) -> list[tuple[str, str, str]]:
+def _run(record: RunRecord) -> Run:
+    return Run(record.benchmark, record.pair, record.method, record.seed, tuple(teacher_ids(record)))
+
+
+def config_text(config: Mapping[str, Any]) -> str:
+    """A config as indented JSON; of what it has in common with the configs of many other runs the text is kept."""
+    parts = (f"{_compact(key)}: {_laid_out(_compact(value))}" for key, value in config.items())
+    return "{\n " + ",\n ".join(parts) + "\n}" if config else "{}"
+
+
+def _compact(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)  # without indent by C code, with it by Python's, which is slow
+
+
+@lru_cache(maxsize=4096)
+def _laid_out(compact: str) -> str:
+    text = json.dumps(json.loads(compact), indent=1, ensure_ascii=False)
+    return text.replace("\n", "\n ")  # line breaks of the layout: those in texts are escaped
+
+
+def _links(record: RunRecord, known: Mapping[str, Run], addresses: Addresses) -> list[tuple[str, str, str]]:
     """Teachers and the plain student with this seed: what, id, address."""
     found = [("teacher", identity) for identity in dict.fromkeys(teacher_ids(record))]
     if record.plain_record:
@@ -61,12 +82,12 @@ def _metrics(record: RunRecord) -> list[tuple[str, str, str]]:
     return rows
 
 
-def _sections(record: RunRecord) -> list[tuple[str, list[tuple[str, str]]]]:
-    """Headings, and under each what the record says."""
+def _sections(record: RunRecord) -> list[tuple[str, tuple[tuple[str, str], ...]]]:
+    """Headings, and under each what the record says, as tuples: the template keeps what it made of equal ones."""
     data, cost, recipe = record.data, record.cost, record.recipe
     latency = cost.student_latency_ms
     models = [("teacher", record.teacher), ("student", record.student)]
-    return [
+    found: list[tuple[str, list[tuple[str, str]]]] = [
         (
             "Networks",
             [
@@ -113,6 +134,7 @@ def _sections(record: RunRecord) -> list[tuple[str, list[tuple[str, str]]]]:
             ],
         ),
     ]
+    return [(heading, tuple(rows)) for heading, rows in found]
 
 
 def _said(value: Any) -> str:
