@@ -13,11 +13,13 @@ from limbeck.leaderboard.figures import count, number, probability, share
 from limbeck.leaderboard.rows import Row
 from limbeck.leaderboard.site.addresses import Addresses, task_title
 from limbeck.leaderboard.site.cells import blank, cell, column, estimated, optional
+from limbeck.leaderboard.site.data import left_out, newest
 from limbeck.leaderboard.site.svg_plots import dots
 from limbeck.leaderboard.table import Table, column_decimals, direction, title
 
 _ARXIV = re.compile(r"arXiv:? ?(\d{4}\.\d{4,5})")
 Measured = tuple[Table, Row, str]  # with the slug of the table's section
+PAIRS = 200  # on a page: a line in a plot and one in a table each take about 1 kB
 COLUMNS = [
     column("pair", text=True),
     column("task", text=True),
@@ -54,21 +56,30 @@ def measured_methods(tables: Sequence[Table], slugs: Sequence[str]) -> dict[str,
 
 
 def method_view(
-    measured: Sequence[Measured], parts: Mapping[str, Sequence[str]], addresses: Addresses
+    measured: Sequence[Measured],
+    parts: Mapping[str, Sequence[str]],
+    addresses: Addresses,
+    latest: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Everything that the template shows of one method.
+    """Everything that the template shows of one method, and of `every_row` also the lines that it has no room for.
 
     Args:
         parts: the registered names that a run is built of, by record id.
+        latest: when the newest run of a table finished, by slug.
     """
-    name = measured[0][1].method
+    name, finished = measured[0][1].method, latest or {}
+    shown = newest(measured, PAIRS, lambda one: finished.get(one[2], ""))
+    every = [_row(*one, addresses) for one in measured]
+    kept = {id(row) for _, row, _ in shown}
     return dict(
         name=name,
         sources=[_source(one) for one in source_names(measured, parts)],
         assumptions=list(dict.fromkeys(row.assumption for _, row, _ in measured if row.assumption)),
         columns=COLUMNS,
-        rows=[_row(*one, addresses) for one in measured],
-        plots=_plots(name, measured),
+        rows=[line for line, (_, row, _) in zip(every, measured, strict=True) if id(row) in kept],
+        every_row=every,
+        left_out=left_out(len(shown), len(measured), f"methods/{addresses.methods[name.lower()]}.csv"),
+        plots=_plots(name, shown),
         pairs=len(measured),
         helped=sum(helped(row) for _, row, _ in measured),
         hurt=sum(hurt(row) for _, row, _ in measured),

@@ -17,7 +17,7 @@ from limbeck.leaderboard.shelf import Shelf
 from limbeck.leaderboard.site.addresses import SHORT, Addresses, addresses_of, shown_cards, task_title
 from limbeck.leaderboard.site.cells import cell, column
 from limbeck.leaderboard.site.curves import place_curves
-from limbeck.leaderboard.site.data import write_json
+from limbeck.leaderboard.site.data import write_csv, write_json
 from limbeck.leaderboard.site.method import INDEX_COLUMNS as METHOD_COLUMNS
 from limbeck.leaderboard.site.method import index_row as method_row
 from limbeck.leaderboard.site.method import measured_methods, method_view
@@ -62,6 +62,7 @@ def write_site(
     tables = build_tables(results)
     names = slugs(tables)
     shown = results.runs.unique("id", keep="first", maintain_order=True)
+    latest = {name: str(g.runs["finished"].max()) for g, name in zip(results, names, strict=True)}
     students = _students(cards, results, set(shown["id"]))
     kept = shown_cards(cards, students)
     addresses = addresses_of(tables, kept)
@@ -71,9 +72,10 @@ def write_site(
         tasks = _tasks(tables)
         for task in tasks:
             mine = [(t, n) for t, n in zip(tables, names, strict=True) if t.task == task]
-            view = task_view(task, [t for t, _ in mine], [n for _, n in mine], addresses)
+            view = task_view(task, [t for t, _ in mine], [n for _, n in mine], addresses, latest)
             pages.write(addresses.task(task), "task", view=view)
-        _write_methods(pages, tables, names, dict(shown.select("id", "parts").iter_rows()))
+            _write_rest(pages, view, view["pair_columns"], view["every_pair"])
+        _write_methods(pages, tables, names, dict(shown.select("id", "parts").iter_rows()), latest)
         drawn = {(g.benchmark, g.version, g.pair): shown for g, shown in zip(results, pictures, strict=True)}
         _write_students(pages, kept, students, drawn)
         pages.write("numbers.html", "numbers", **numbers_view(results, tables, has_curves=has_curves))
@@ -142,15 +144,26 @@ def _write_benchmark(pages: Pages, benchmark: str, shown: Sequence[Shown]) -> bo
 
 
 def _write_methods(
-    pages: Pages, tables: Sequence[Table], names: Sequence[str], parts: Mapping[str, Sequence[str]]
+    pages: Pages,
+    tables: Sequence[Table],
+    names: Sequence[str],
+    parts: Mapping[str, Sequence[str]],
+    latest: Mapping[str, str],
 ) -> None:
     rows = []
     for name, measured in measured_methods(tables, names).items():
-        view = method_view(measured, parts, pages.addresses)
+        view = method_view(measured, parts, pages.addresses, latest)
         pages.write(f"methods/{pages.addresses.methods[name]}.html", "method", view=view)
+        _write_rest(pages, view, view["columns"], view["every_row"])
         rows.append(method_row(measured, parts, pages.addresses))
     lead = f"{len(rows)} methods that were measured; each page has the gains in all pairs, with intervals."
     pages.write("methods/index.html", "list", heading="Methods", lead=lead, columns=METHOD_COLUMNS, rows=rows)
+
+
+def _write_rest(pages: Pages, view: Mapping[str, Any], columns: Sequence[Any], rows: Iterable[Any]) -> None:
+    """All lines of a table as CSV, where its page leaves some out."""
+    if view["left_out"]:
+        write_csv(pages.made / view["left_out"]["link"], columns, rows)
 
 
 def _write_students(

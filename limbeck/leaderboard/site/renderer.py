@@ -1,10 +1,10 @@
-"""Renders templates into files; a process compiles each template once, and parts that many pages share render once."""
+"""Renders templates into files; a process compiles each template once."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +13,7 @@ from limbeck.leaderboard.stats import CONFIDENCE
 
 if TYPE_CHECKING:
     from jinja2 import Environment
-
-_KEPT = 4096  # sections of records, such as an environment, that are kept as markup
+    from markupsafe import Markup
 
 
 @dataclass(frozen=True)
@@ -54,6 +53,16 @@ def templates() -> Environment:
         lstrip_blocks=True,
         auto_reload=False,
     )
-    section: Any = made.get_template("parts.html.j2").module
-    made.globals |= dict(confidence=f"{100 * CONFIDENCE:.0f}", section=lru_cache(_KEPT)(section.section))
+    made.globals |= dict(confidence=f"{100 * CONFIDENCE:.0f}", filled=filled)
     return made
+
+
+def filled(form: str, rows: Sequence[Sequence[str]]) -> Markup:
+    """Markup of rows, each '<dt>%s</dt><dd>%s</dd>' with its texts, escaped together: far faster than singly."""
+    from markupsafe import Markup, escape
+
+    texts = [text for row in rows for text in row]
+    escaped = str(escape("\0".join(texts))).split("\0")
+    if len(escaped) != len(texts):  # a text has the separator
+        escaped = [str(escape(text)) for text in texts]
+    return Markup(str(form) * len(rows) % tuple(escaped))
