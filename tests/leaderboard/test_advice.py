@@ -9,6 +9,7 @@ import scipy.stats
 
 from limbeck.engine.shipped import find_source
 from limbeck.leaderboard.advice import advise_methods, advise_pair, never_helped
+from limbeck.leaderboard.checks import teacher_ids
 from limbeck.leaderboard.site.addresses import addresses_of, shown_cards
 from limbeck.leaderboard.site.commands import Run, commands_of
 from limbeck.leaderboard.site.method import linked_text

@@ -12,6 +12,7 @@ from limbeck.errors import ConfigError, ExtraMissing
 from limbeck.leaderboard.across import across, across_svg
 from limbeck.leaderboard.advice import MethodAdvice, PairAdvice, advise_methods, advise_pair, never_helped
 from limbeck.leaderboard.figures import count, number, probability, share
+from limbeck.leaderboard.pareto import pareto
 from limbeck.leaderboard.render_tasks import across_notes, across_sentences
 from limbeck.leaderboard.rows import Row
 from limbeck.leaderboard.site.addresses import Addresses, slug, task_title
@@ -158,29 +159,24 @@ def _benchmark(name: str, current: Sequence[tuple[Table, str]], addresses: Addre
 
 def _cost_plot(tables: Sequence[Table]) -> Any:
     """Quality against parameters of everything that a benchmark's pairs deploy; None where all have one size."""
-    first, seen, rows = tables[0], set(), []
-    for table in tables:
-        for row in table.rows:
-            key = (row.method, tuple(row.records.values()))
-            if row.flags or key in seen or table.primary not in row.cells:
-                continue
-            seen.add(key)  # a teacher of two pairs is one point
-            mean = row.cells[table.primary].estimate.mean
-            places = column_decimals(table, table.primary)
-            said = f"{row.method} in {table.pair}: {number(mean, places)}, {count(row.cost.parameters)} parameters"
-            rows.append(
-                dict(
-                    method=row.method,
-                    role=row.role,
-                    flagged=False,
-                    mean=mean,
-                    parameters=row.cost.parameters,
-                    hover=said,
-                    popover="",
-                )
-            )
-    if len({r["parameters"] for r in rows}) < 2:
+    first = tables[0]
+    found = [p for p in pareto(tables, "params").points if not p.flags]
+    if len({p.cost for p in found}) < 2:
         return None
+    places = {t.pair: column_decimals(t, t.primary) for t in tables}
+    rows = [
+        dict(
+            method=p.method,
+            role=p.role,
+            flagged=False,
+            mean=p.value.mean,
+            parameters=p.cost,
+            on_front=p.on_front,
+            hover=f"{p.method} in {p.pair}: {number(p.value.mean, places[p.pair])}, {count(p.cost)} parameters",
+            popover="",
+        )
+        for p in found
+    ]
     heading = f"{title(first.primary)} {direction(first, first.primary)}"
     data = dict(title=heading, higher=first.higher_is_better, rows=rows)
     label = f"{heading} of {first.benchmark} against parameters; the tables of the benchmark have the same figures"
