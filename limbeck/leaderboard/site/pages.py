@@ -67,7 +67,7 @@ def write_site(
     kept = shown_cards(cards, students)
     addresses = addresses_of(tables, kept)
     pages = Pages(made, _frame(title, tables, shown, addresses), addresses)
-    with closing(write_records(pages, results.folder, shown.sort("id"))) as written:  # goes on beside what follows
+    with closing(write_records(pages, shown.sort("id"))) as written:  # goes on beside what follows
         has_curves = _write_benchmarks(pages, results, tables, names, pictures)
         tasks = _tasks(tables)
         for task in tasks:
@@ -104,7 +104,7 @@ def _frame(title: str, tables: Iterable[Table], shown: pl.DataFrame, addresses: 
 
 def _students(cards: Iterable[Mapping[str, Any]], results: Results, ids: Collection[str]) -> dict[str, RunRecord]:
     """The records of cards that are among those shown, by id."""
-    shelf = Shelf(results.folder)
+    shelf = Shelf(*results.folders)
     return {card["record"]: shelf[card["record"]] for card in cards if card["record"] in ids}
 
 

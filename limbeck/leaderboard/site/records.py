@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,24 +19,23 @@ if TYPE_CHECKING:
     import polars as pl
 
 
-def write_records(pages: Pages, folder: Path, shown: pl.DataFrame) -> Iterator[str]:
+def write_records(pages: Pages, shown: pl.DataFrame) -> Iterator[str]:
     """Write a page a record, and its file; gives the ids of those that are done.
 
     Nothing but text of the records goes to other processes, which write what they made. They start at once, not when
     the first id is asked for.
 
     Args:
-        folder: of the records.
-        shown: their rows of the index, by id.
+        shown: the records' rows of the index, by id, each with its folder.
     Raises: CorruptFile for a file that was changed since the index was made.
     """
     chunks = _chunks(shown)
     if len(shown) < PROCESSES_FROM:
-        return (identity for chunk, known in chunks for identity in write_chunk(pages, folder, chunk, known))
+        return (identity for chunk, known in chunks for identity in write_chunk(pages, chunk, known))
     from joblib import Parallel, delayed  # its processes do not import the caller's script again
 
     found: Any = Parallel(n_jobs=-1, return_as="generator")(
-        delayed(write_chunk)(pages, folder, chunk, known) for chunk, known in chunks
+        delayed(write_chunk)(pages, chunk, known) for chunk, known in chunks
     )
     return _flat(found)
 
@@ -49,14 +48,14 @@ def _flat(found: Any) -> Iterator[str]:
         found.close()
 
 
-def _chunks(shown: pl.DataFrame) -> Iterator[tuple[list[str], dict[str, Run]]]:
-    """Ids of records whose pages are written together, and the runs that these pages link to."""
+def _chunks(shown: pl.DataFrame) -> Iterator[tuple[dict[str, str], dict[str, Run]]]:
+    """Records, id → folder, whose pages are written together, and the runs that these pages link to."""
     columns = shown.select("id", "benchmark", "pair", "method", "seed", "teachers")
     known = {identity: Run(*place, tuple(teachers)) for identity, *place, teachers in columns.iter_rows()}
     plain = dict(shown.select("id", "plain_record").iter_rows())
-    ids = list(known)
-    for start in range(0, len(ids), CHUNK):
-        chunk = ids[start : start + CHUNK]
+    folders = list(shown.select("id", "folder").iter_rows())
+    for start in range(0, len(folders), CHUNK):
+        chunk = dict(folders[start : start + CHUNK])
         yield chunk, _linked([*chunk, *(plain[identity] for identity in chunk)], known)
 
 
@@ -72,11 +71,11 @@ def _linked(ids: Iterable[str | None], known: Mapping[str, Run]) -> dict[str, Ru
     return found
 
 
-def write_chunk(pages: Pages, folder: Path, ids: Sequence[str], known: Mapping[str, Run]) -> Sequence[str]:
-    """Write the pages of some records and their files; returns the ids."""
+def write_chunk(pages: Pages, chunk: Mapping[str, str], known: Mapping[str, Run]) -> list[str]:
+    """Write the pages of some records, id → folder, and their files; returns the ids."""
     made = f"{pages.made}/records"
     folders: set[str] = set()
-    for identity in ids:
+    for identity, folder in chunk.items():
         path = f"{folder}/{identity}.json"
         record, content = _read(path)
         place = f"{made}/{identity}.json"
@@ -88,7 +87,7 @@ def write_chunk(pages: Pages, folder: Path, ids: Sequence[str], known: Mapping[s
             copy.write(content)
         view = record_view(record, known, pages.addresses)
         pages.write(pages.addresses.record(identity), "record", file=f"records/{identity}.html", view=view)
-    return ids
+    return list(chunk)
 
 
 def _read(path: str) -> tuple[RunRecord, bytes]:

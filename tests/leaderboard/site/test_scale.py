@@ -62,9 +62,9 @@ def test_a_record_that_is_changed_meanwhile_is_named(
     monkeypatch.setattr(module, "PROCESSES_FROM", 2 if several else 100)
     real = module.write_records
 
-    def late(pages: object, root: Path, shown: object) -> object:
+    def late(pages: object, shown: object) -> object:
         damage(results / "toy/big-small/kd/seed1.json", lambda text: text[:100])
-        return real(pages, root, shown)  # type: ignore[arg-type]
+        return real(pages, shown)  # type: ignore[arg-type]
 
     monkeypatch.setattr("limbeck.leaderboard.site.pages.write_records", late)
     with pytest.raises(CorruptFile, match=r"kd/seed1\.json: not a whole JSON record"):
