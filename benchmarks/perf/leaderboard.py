@@ -1,11 +1,12 @@
-"""Time that a table of many records takes: the index made, the index used, one benchmark shown, all tables built.
+"""Time that many records take: the index made and used, one benchmark shown, all tables built, the site built.
 
     python -m benchmarks.perf.leaderboard                      2,000 records
-    python -m benchmarks.perf.leaderboard --records 100000     about 600 MB in a temporary folder
+    python -m benchmarks.perf.leaderboard --records 100000     about 600 MB in a temporary folder, 2 GB with the site
 
 Records are made up from a committed one: other benchmarks, pairs, methods and seeds, and random figures. Each case is a
-process of its own, from its start to its end. Prints JSON, and ends with status 1 when showing one table takes more
-CPU seconds than `--limit`. With `--out benchmarks/perf/leaderboard.json` what was found is kept, by number of records.
+process of its own, from its start to its end; the site is built twice, as on a new machine, and with an index. Prints
+JSON, and ends with status 1 when showing one table takes more CPU seconds than `--limit`, or a page of the site is a
+megabyte or more. With `--out benchmarks/perf/leaderboard.json` what was found is kept, by number of records.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ METHODS = ["plain", *(f"Method{n}" for n in range(1, 10))]
 SEEDS, PAIRS = range(5), range(10)  # of a pair, of a benchmark
 LOAD = "from limbeck.leaderboard.store import load_results; found = load_results({folder!r}{chosen})"
 SHOW = "from limbeck.cli import main; main()"
+PAGE = 1_000_000  # bytes that no page may have
 TABLES = "; from limbeck.leaderboard.table import build_tables; build_tables(found)"
 
 
@@ -78,23 +80,38 @@ def timed(command: list[str], cache: Path) -> dict[str, float]:
     return dict(wall_seconds=round(time.perf_counter() - start, 3), cpu_seconds=round(cpu, 3))
 
 
-def measured(folder: Path, cache: Path, report: Any) -> dict[str, Any]:
-    """Every case in turn; the first makes the index that the others use."""
+def measured(folder: Path, cache: Path, site: Path, report: Any) -> dict[str, Any]:
+    """Every case in turn; the second makes the index that the others use, but for the cold site."""
     one = LOAD.format(folder=str(folder), chosen=", benchmarks=['made-up-0']")
     show = ["-c", SHOW, "leaderboard", "show", "made-up-0", "--results", str(folder)]
+    build = ["-c", SHOW, "leaderboard", "build", "--results", str(folder), "--out"]
     cases: dict[str, list[str]] = {
         "nothing, imports alone": ["-c", "import limbeck.leaderboard, polars"],
         "cold index, one benchmark loaded": ["-c", one],
         "warm index, one benchmark loaded": ["-c", one],
         "warm index, one benchmark shown": show,
         "warm index, all tables built": ["-c", LOAD.format(folder=str(folder), chosen="") + TABLES],
+        "cold index, site built": [*build, str(site / "cold")],
+        "warm index, site built": [*build, str(site / "warm")],
     }
     found = {}
     for done, (name, command) in enumerate(cases.items(), 1):
-        found[name] = timed(command, cache)
+        found[name] = timed(command, site / "cache" if "site" in name and "cold" in name else cache)
         typer.echo(f"{name}: {found[name]}", err=True)
         report("cases", done, len(cases))
     return found
+
+
+def sizes(site: Path) -> dict[str, Any]:
+    """How many files a site has, how large they are, and its largest page."""
+    files = [(p, p.stat().st_size) for p in site.rglob("*") if p.is_file()]
+    page, largest = max(((p, n) for p, n in files if p.suffix == ".html"), key=lambda one: one[1])
+    return dict(
+        site_files=len(files),
+        site_mb=round(sum(n for _, n in files) / 1e6, 1),
+        largest_page=page.relative_to(site).as_posix(),
+        largest_page_bytes=largest,
+    )
 
 
 def main(
@@ -109,7 +126,8 @@ def main(
     with progress, tempfile.TemporaryDirectory(dir=folder) as name:
         make_records(Path(name) / "results", records, report)
         time.sleep(2.1)  # files that are newer than two seconds are in no index
-        found = measured(Path(name) / "results", Path(name) / "cache", report)
+        found = measured(Path(name) / "results", Path(name) / "cache", Path(name) / "site", report)
+        found |= sizes(Path(name) / "site" / "warm")
         size = sum(p.stat().st_size for p in (Path(name) / "cache").rglob("*.parquet"))
     found |= dict(index_mb=round(size / 1e6, 2), cpu=cpu_name(), cores=os.cpu_count(), load_before=round(load, 2))
     print(json.dumps(found, indent=1))
@@ -118,6 +136,9 @@ def main(
         write_json(out, before | {str(records): found})
     if found["warm index, one benchmark shown"]["cpu_seconds"] > limit:
         typer.echo(f"showing one benchmark of {records:,} records took more than {limit} CPU seconds", err=True)
+        raise typer.Exit(1)
+    if found["largest_page_bytes"] >= PAGE:
+        typer.echo(f"{found['largest_page']} has {found['largest_page_bytes']:,} bytes", err=True)
         raise typer.Exit(1)
 
 

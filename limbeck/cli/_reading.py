@@ -19,6 +19,6 @@ def reading() -> Iterator[Callable[[int, int], None]]:
         def report(done: int, total: int) -> None:
             if not tasks:
                 tasks.append(bars.add_task("reading new records", total=total))
-            bars.update(tasks[0], completed=done)
+            bars.update(tasks[0], completed=done, total=total)  # each folder has its own
 
         yield report

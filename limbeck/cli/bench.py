@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from limbeck.cli import bench_reproduce
+from limbeck.cli._options import DeviceOption, JobsOption, RayOption, ThreadsOption
 
 if TYPE_CHECKING:
     from limbeck.engine.bench import Outcome
@@ -17,12 +18,8 @@ app = typer.Typer(no_args_is_help=True)
 app.command("reproduce")(bench_reproduce.reproduce)
 
 SuiteArgument = Annotated[str, typer.Argument(help="A suite: see `limbeck bench list`, or a .toml file.")]
-JobsOption = Annotated[int, typer.Option("--jobs", "-j", min=0, help="Runs at a time; 0 is one a core.")]
 SeedsOption = Annotated[int | None, typer.Option(help="Only the first N seeds.")]
 OnlyOption = Annotated[list[str] | None, typer.Option("--only", help="Only this method, and plain; repeatable.")]
-RayOption = Annotated[str | None, typer.Option("--ray", help="Address of a Ray cluster that shares --out, or 'local'.")]
-DeviceOption = Annotated[str, typer.Option(help="cpu, cuda or auto.")]
-ThreadsOption = Annotated[int, typer.Option(min=1, help="Threads of each run; last bits of figures depend on it.")]
 
 
 @app.command("run")

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from limbeck.cli.leaderboard_pictures import RESULTS, ResultsFolder
+from limbeck.cli._options import DeviceOption, JobsOption, RayOption, ThreadsOption
+from limbeck.cli.leaderboard_pictures import ResultsFolder
 from limbeck.cli.leaderboard_reported import wide_console
 
 if TYPE_CHECKING:
@@ -25,16 +26,17 @@ def reproduce(
         list[str] | None, typer.Option(metavar="METHOD[/SEED]", help="Only this method or run; repeatable.")
     ] = None,
     pair: Annotated[str | None, typer.Option(help="Only this pair.")] = None,
-    results: ResultsFolder = RESULTS,
+    results: ResultsFolder = Path("results"),
     out: Annotated[Path | None, typer.Option(help="Output folder; default out/reproduce-TABLE.")] = None,
     tolerance: Annotated[
         float | None, typer.Option(min=0, help="How far a run may be off; default: what the recorded seeds allow.")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would run and what is missing.")] = False,
     list_: Annotated[bool, typer.Option("--list", help="List the tables.")] = False,
-    jobs: Annotated[int, typer.Option("--jobs", "-j", min=0, help="Runs at a time; 0 is one a core.")] = 0,
-    threads: Annotated[int, typer.Option(min=1, help="Threads of each run; last bits depend on it.")] = 1,
-    device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "cpu",
+    jobs: JobsOption = 0,
+    threads: ThreadsOption = 1,
+    device: DeviceOption = "cpu",
+    ray: RayOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
     """Run cells of a table again and say run by run: identical, within tolerance, differs, missing.
@@ -55,7 +57,7 @@ def reproduce(
     folder = out or Path("out") / f"reproduce-{Path(table.removeprefix(PREFIX)).stem}"
 
     def run(todo: list[Job], title: str) -> Outcome:
-        return _run(todo, title, folder, jobs, threads, device, quiet=as_json)
+        return _run(todo, title, folder, jobs, threads, device, ray, quiet=as_json)
 
     asked = parse_cells(cells)
     if table.startswith(PREFIX):
@@ -140,7 +142,9 @@ def _list() -> None:
     render_list(wide_console())
 
 
-def _run(todo: list[Job], title: str, folder: Path, jobs: int, threads: int, device: str, *, quiet: bool) -> Outcome:
+def _run(
+    todo: list[Job], title: str, folder: Path, jobs: int, threads: int, device: str, ray: str | None, *, quiet: bool
+) -> Outcome:
     from rich.console import Console
 
     from limbeck.cli._progress import suite_display
@@ -155,5 +159,6 @@ def _run(todo: list[Job], title: str, folder: Path, jobs: int, threads: int, dev
             jobs=jobs,
             threads=threads,
             device=device if device == "cpu" else pick_device(device),
+            ray=ray,
             on_event=display,
         )

@@ -12,7 +12,7 @@ from limbeck.cli import leaderboard_pictures as pictures
 from limbeck.cli import leaderboard_reported as reported_tables
 from limbeck.cli import leaderboard_submit as contributions
 from limbeck.cli import leaderboard_tasks as tasks
-from limbeck.cli.leaderboard_pictures import RESULTS, SITE, ResultsFolder, Runs, SiteFolder, place
+from limbeck.cli.leaderboard_pictures import RESULTS, SITE, ResultsFolders, Runs, SiteFolder, place
 
 app = typer.Typer(no_args_is_help=True, help="Show, build, draw, compare, verify and reproduce benchmark results.")
 
@@ -27,7 +27,7 @@ Names = Annotated[list[str] | None, typer.Argument(metavar="[BENCHMARK]...", hel
 @app.command()
 def show(
     benchmarks: Names = None,
-    results: ResultsFolder = RESULTS,
+    results: ResultsFolders = RESULTS,
     ablations: WithAblations = True,
     as_json: AsJson = False,
 ) -> None:
@@ -54,7 +54,7 @@ def show(
 
 @app.command()
 def build(
-    results: ResultsFolder = RESULTS,
+    results: ResultsFolders = RESULTS,
     out: SiteFolder = SITE,
     benchmark: Annotated[list[str] | None, typer.Option(help="Only this one; may be repeated.")] = None,
     title: Annotated[str, typer.Option(help="Heading of the site.")] = "Limbeck leaderboard",
@@ -76,17 +76,15 @@ def build(
     if check:
         file = readme or Path("README.md")
         if update_markdown(file, build_tables(load_results(results)), check=True):
-            typer.echo(
-                f"{file}: tables are stale; run: limbeck leaderboard build --results {results} --readme {file}",
-                err=True,
-            )
+            command = f"limbeck leaderboard build {pictures.as_options(results)} --readme {file}"
+            typer.echo(f"{file}: tables are stale; run: {command}", err=True)
             raise typer.Exit(1)
         typer.echo(f"{file}: tables are what the records say")
         return
     cards = [card.model_dump(mode="json") for card in list_students()]
     with pictures.progress(_console().is_terminal) as progress:
         index = build_site(
-            results,
+            results,  # type: ignore[arg-type]  # it takes what `load_results` takes
             out,
             benchmarks=benchmark,
             title=title,
@@ -123,7 +121,7 @@ def compare(
     benchmark: Annotated[str, typer.Argument(metavar="[BENCHMARK]")],
     a: Annotated[str | None, typer.Argument(help="All methods' curves by labels where none is named.")] = None,
     b: Annotated[str | None, typer.Argument()] = None,
-    results: ResultsFolder = RESULTS,
+    results: ResultsFolders = RESULTS,
     pair: Annotated[str | None, typer.Option(help="One pair; all that have both methods otherwise.")] = None,
     task: Annotated[
         str | None, typer.Option(help="Compare A B over all pairs of this task; then no BENCHMARK is named.")
@@ -170,7 +168,7 @@ def compare(
 @app.command()
 def curves(
     benchmark: str,
-    results: ResultsFolder = RESULTS,
+    results: ResultsFolders = RESULTS,
     pair: Annotated[str | None, typer.Option(help="One pair of active loops.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -181,7 +179,7 @@ def curves(
     _show_curves(benchmark, results, pair, as_json)
 
 
-def _show_curves(benchmark: str, results: Path, pair: str | None, as_json: bool) -> None:
+def _show_curves(benchmark: str, results: list[Path], pair: str | None, as_json: bool) -> None:
     from limbeck.engine.suite import benchmarks_of
     from limbeck.leaderboard.curves import curves_json, curves_of
     from limbeck.leaderboard.render_curves import render_curves
@@ -203,7 +201,7 @@ def verify(
         list[str] | None,
         typer.Argument(metavar="[RECORD|BENCHMARK]...", help="Files, ids or benchmarks; all when none is named."),
     ] = None,
-    results: ResultsFolder = RESULTS,
+    results: ResultsFolders = RESULTS,
     runs: Runs = None,
     predictions_only: Annotated[
         bool, typer.Option("--predictions-only", help="Only from saved predictions: no weights, no data set; fast.")

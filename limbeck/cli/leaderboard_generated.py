@@ -11,7 +11,7 @@ from limbeck.cli.leaderboard_pictures import (
     RESULTS,
     SITE,
     OnlyPair,
-    ResultsFolder,
+    ResultsFolders,
     Runs,
     SiteFolder,
     advance,
@@ -23,7 +23,7 @@ from limbeck.cli.leaderboard_pictures import (
 
 def samples(
     benchmark: str,
-    results: ResultsFolder = RESULTS,
+    results: ResultsFolders = RESULTS,
     runs: Runs = None,
     out: SiteFolder = SITE,
     rows: Annotated[int, typer.Option(min=1, help="Images of each class.")] = 3,
@@ -43,7 +43,7 @@ def samples(
 
 def trajectories(
     benchmark: str,
-    results: ResultsFolder = RESULTS,
+    results: ResultsFolders = RESULTS,
     runs: Runs = None,
     out: SiteFolder = SITE,
     count: Annotated[int, typer.Option(min=1, help="Images that are drawn.")] = 2,
@@ -64,7 +64,7 @@ def trajectories(
 
 def hand_over(
     benchmark: str,
-    results: ResultsFolder = RESULTS,
+    results: ResultsFolders = RESULTS,
     runs: Runs = None,
     out: SiteFolder = SITE,
     images: Annotated[

@@ -17,21 +17,27 @@ def place(named: str) -> Path:
     return resolve_results(named)
 
 
-RESULTS_HELP = "Folder of records, or git+URL@ref#subfolder."
-ResultsFolder = Annotated[Path, typer.Option("--results", parser=place, metavar="FOLDER|GIT-URL", help=RESULTS_HELP)]
+RESULTS_HELP = "Folder of records, or git+URL@ref#subfolder"
+ResultsFolder = Annotated[
+    Path, typer.Option("--results", parser=place, metavar="FOLDER|GIT-URL", help=f"{RESULTS_HELP}.")
+]
+ResultsFolders = Annotated[
+    list[Path],
+    typer.Option("--results", parser=place, metavar="FOLDER|GIT-URL", help=f"{RESULTS_HELP}; may be repeated."),
+]
 SiteFolder = Annotated[Path, typer.Option("--out", help="Folder of the page.")]
 Runs = Annotated[Path | None, typer.Option(help="Folder of a suite's runs, for weights that the zoo does not have.")]
 TeacherRuns = Annotated[
     Path | None, typer.Option(help="Folder of a suite's runs, for teachers that the zoo does not have.")
 ]
 OnlyPair = Annotated[str | None, typer.Option("--pair", help="Only this one.")]
-RESULTS = Path("results")
+RESULTS = [Path("results")]
 SITE = Path("out/leaderboard")
 
 
 def examples(
     benchmark: str,
-    results: ResultsFolder = RESULTS,
+    results: ResultsFolders = RESULTS,
     runs: Runs = None,
     out: SiteFolder = SITE,
     count: Annotated[int, typer.Option(min=1, help="Images; half of them, rounded up, are drawn at random.")] = 4,
@@ -56,7 +62,7 @@ def examples(
 
 def masks(
     benchmark: str,
-    results: ResultsFolder = RESULTS,
+    results: ResultsFolders = RESULTS,
     runs: TeacherRuns = None,
     out: SiteFolder = SITE,
     count: Annotated[int, typer.Option(min=1, help="Images of the validation split, drawn at random.")] = 3,
@@ -80,7 +86,7 @@ def masks(
 
 def voxels(
     benchmark: str,
-    results: ResultsFolder = RESULTS,
+    results: ResultsFolders = RESULTS,
     runs: TeacherRuns = None,
     out: SiteFolder = SITE,
     count: Annotated[int, typer.Option(min=1, help="Frames of the validation split, drawn at random.")] = 3,
@@ -101,7 +107,7 @@ def voxels(
 
 def reliability(
     benchmark: str,
-    results: ResultsFolder = RESULTS,
+    results: ResultsFolders = RESULTS,
     runs: Runs = None,
     out: SiteFolder = SITE,
     pair: OnlyPair = None,
@@ -121,7 +127,7 @@ def reliability(
 
 def chosen(
     benchmark: str,
-    results: ResultsFolder = RESULTS,
+    results: ResultsFolders = RESULTS,
     runs: Annotated[Path | None, typer.Option(help="Folder of the suite's runs, which say what was chosen.")] = None,
     out: SiteFolder = SITE,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds, from the first choice on.")] = 2,
@@ -141,9 +147,9 @@ def chosen(
 
 
 def planned(
-    plan: Callable[..., list[Any]], benchmark: str, results: Path, runs: Path | None, pair: str | None
+    plan: Callable[..., list[Any]], benchmark: str, results: list[Path], runs: Path | None, pair: str | None
 ) -> list[Any]:
-    """What a kind of picture is drawn of: `plan` of the folder's records, with the weights of zoo and runs."""
+    """What a kind of picture is drawn of: `plan` of the folders' records, with the weights of zoo and runs."""
     from limbeck.engine.suite import benchmarks_of
     from limbeck.leaderboard.store import load_results
     from limbeck.zoo import weight_files
@@ -152,9 +158,14 @@ def planned(
     return plan(load_results(results, benchmarks=names), names, weights=weight_files(), runs=runs, pair=pair)
 
 
-def say_shown(results: Path, out: Path) -> None:
+def say_shown(results: list[Path], out: Path) -> None:
     """Which command puts what was drawn on the page."""
-    typer.echo(f"shown on the page by: limbeck leaderboard build --results {results} --out {out}", err=True)
+    typer.echo(f"shown on the page by: limbeck leaderboard build {as_options(results)} --out {out}", err=True)
+
+
+def as_options(results: list[Path]) -> str:
+    """The folders of records as they are typed."""
+    return " ".join(f"--results {folder}" for folder in results)
 
 
 def progress(visible: bool) -> Any:

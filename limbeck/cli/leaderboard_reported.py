@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from limbeck.cli.leaderboard_pictures import RESULTS, ResultsFolder
+from limbeck.cli.leaderboard_pictures import RESULTS, ResultsFolders
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 Dataset = Annotated[str | None, typer.Option(help="Only reported figures on this data set.")]
@@ -34,7 +34,7 @@ def reported(
 
 def compare_reported(
     benchmark: str,
-    results: ResultsFolder = RESULTS,
+    results: ResultsFolders = RESULTS,
     dataset: Dataset = None,
     rows: Annotated[bool, typer.Option("--rows", help="One line a published figure instead of their range.")] = False,
     as_json: AsJson = False,

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from limbeck.cli._reading import reading
-from limbeck.cli.leaderboard_pictures import RESULTS, ResultsFolder
+from limbeck.cli.leaderboard_pictures import RESULTS, ResultsFolders
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 Metric = Annotated[str | None, typer.Option(help="Where benchmarks have several primary metrics: this one.")]
@@ -22,7 +22,7 @@ def across(
     method: Annotated[list[str] | None, typer.Option(help="Compare this one; may be repeated.")] = None,
     metric: Metric = None,
     benchmark: Benchmarks = None,
-    results: ResultsFolder = RESULTS,
+    results: ResultsFolders = RESULTS,
     svg: Annotated[Path | None, typer.Option(help="Also write the critical-difference diagram.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -50,7 +50,7 @@ def pareto(
     benchmark: str,
     cost: Annotated[str, typer.Option(help="latency, flops or params.")] = "latency",
     pair: Annotated[str | None, typer.Option(help="One pair; all of the benchmark otherwise.")] = None,
-    results: ResultsFolder = RESULTS,
+    results: ResultsFolders = RESULTS,
     as_json: AsJson = False,
 ) -> None:
     """Print which rows of a benchmark no other row beats in both the primary metric and the cost.
@@ -81,7 +81,7 @@ def pareto(
         render_pareto(one, _console())
 
 
-def compare_over_pairs(a: str, b: str, task: str, metric: str | None, results: Path, as_json: bool) -> None:
+def compare_over_pairs(a: str, b: str, task: str, metric: str | None, results: list[Path], as_json: bool) -> None:
     """`compare A B --task TASK`."""
     from limbeck.leaderboard.compare_task import compare_task, task_comparison_json
     from limbeck.leaderboard.render_tasks import render_task_comparison
@@ -93,7 +93,7 @@ def compare_over_pairs(a: str, b: str, task: str, metric: str | None, results: P
     render_task_comparison(found, _console())
 
 
-def _tables(task: str, results: Path, metric: str | None, benchmarks: Sequence[str] | None) -> Any:
+def _tables(task: str, results: list[Path], metric: str | None, benchmarks: Sequence[str] | None) -> Any:
     from limbeck.leaderboard.store import load_results
     from limbeck.leaderboard.tasks import tables_of_task
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from copy import copy
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
@@ -72,8 +73,7 @@ class ViewDataset(Dataset):
         self.augment = augment
         self.views = 1 if augment is None else views
         self.seed = seed
-        # Shared memory: workers that outlive an epoch see the new one.
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        self._epoch = _first_epoch()
 
     @property
     def metainfo(self) -> dict[str, Any]:
@@ -89,6 +89,12 @@ class ViewDataset(Dataset):
     def set_epoch(self, epoch: int) -> None:
         """Choose the view; call it before the epoch's loader is started."""
         self._epoch.fill_(epoch)
+
+    def again(self) -> Self:
+        """The same samples at epoch 0, with an epoch of their own; what was read and decoded is shared."""
+        found = copy(self)
+        found._epoch = _first_epoch()
+        return found
 
     def pipeline(self) -> dict[str, Any]:
         """Everything that decides the pixels, as JSON values."""
@@ -126,6 +132,11 @@ class ViewDataset(Dataset):
         batch = self.__getitems__([index % len(self)])
         samples: dict[str, Tensor] = batch["data_samples"]
         return {"inputs": batch["inputs"][0], "data_samples": {k: v[0] for k, v in samples.items()}}
+
+
+def _first_epoch() -> Tensor:
+    """Epoch 0, in shared memory: workers that outlive an epoch see the new one."""
+    return torch.zeros((), dtype=torch.int64).share_memory_()
 
 
 def check_split(split: str, name: str) -> None:

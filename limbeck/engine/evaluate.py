@@ -17,6 +17,7 @@ from limbeck.engine.config import PRETRAINED, DataConfig, RunConfig, parse
 from limbeck.engine.cost import evaluating
 from limbeck.engine.predictions import PredictionCache
 from limbeck.engine.registry import ADAPTERS, DATASETS, MODELS, accepted_keys
+from limbeck.engine.shared_data import make_dataset
 from limbeck.engine.weights import load_into
 from limbeck.errors import ConfigError, DataMissing
 
@@ -31,7 +32,7 @@ def build_dataset(data: DataConfig, split: str, *, seed: int | None = None) -> A
     cfg = dict(getattr(data, split))
     if seed is not None and "seed" in (accepted_keys(DATASETS.lookup(cfg.get("type", ""))) or ()):
         cfg.setdefault("seed", seed)
-    return DATASETS.make(cfg, where=f"in data.{split}")
+    return make_dataset(cfg, where=f"in data.{split}")
 
 
 def further_loaders(data: DataConfig) -> dict[str, DataLoader]:
@@ -39,7 +40,7 @@ def further_loaders(data: DataConfig) -> dict[str, DataLoader]:
     found: dict[str, DataLoader] = {}
     for name, cfg in data.also.items():
         try:
-            dataset = DATASETS.make(dict(cfg), where=f"in data.also.{name}")
+            dataset = make_dataset(dict(cfg), where=f"in data.also.{name}")
         except DataMissing as error:
             warnings.warn(f"there will be no figures of {name}: {error}", stacklevel=2)
         else:

@@ -13,6 +13,7 @@ from functools import cache
 from importlib.resources import files
 from inspect import cleandoc
 from pathlib import Path
+from shlex import quote
 
 from limbeck.engine.config import shipped_configs
 
@@ -68,6 +69,13 @@ def pair_configs() -> Mapping[tuple[str, str], tuple[str, ...]]:
         if benchmark is not None and pair is not None:
             found[benchmark, pair] = (*found.get((benchmark, pair), ()), name)
     return found
+
+
+def reproduce_command(benchmark: str, pair: str, method: str, seed: int) -> str | None:
+    """The command that makes a run again, with what it needs, and compares; None for a pair that is not shipped."""
+    if (benchmark, pair) not in pair_configs():
+        return None
+    return f"limbeck bench reproduce {quote(f'{benchmark}/{pair}')} --cells {quote(f'{method}/{seed}')}"
 
 
 def _stated(path: Path, key: str) -> str | None:

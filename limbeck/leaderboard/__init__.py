@@ -11,7 +11,7 @@ from limbeck.leaderboard.reproduce import render_reproduction, reproduce, reprod
 from limbeck.leaderboard.site.build import build_site
 from limbeck.leaderboard.store import Group, Results, load_results
 from limbeck.leaderboard.table import Table, build_table, build_tables, to_json
-from limbeck.leaderboard.verify import verify_record, verify_records
+from limbeck.leaderboard.verify import verify_record
 
 __all__ = [
     "Ablation",
@@ -38,5 +38,4 @@ __all__ = [
     "to_markdown",
     "update_markdown",
     "verify_record",
-    "verify_records",
 ]

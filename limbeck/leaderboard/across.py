@@ -94,17 +94,17 @@ def across(tables: Sequence[Table], methods: Sequence[str] | None = None) -> Acr
     keys = _fullest(tables) if named is None else [k for k in dict.fromkeys(named) if k != PLAIN]
     if not keys:
         raise ConfigError("no method beside the plain student to compare; name one, or run one on two pairs")
-    reasons = {t.name: _reason(t, [spelling(tables, k) for k in keys]) for t in tables}
+    spelled = [spelling(tables, k) for k in keys]
+    reasons = {t.name: _reason(t, spelled) for t in tables}
     whole = [t for t in tables if reasons[t.name] is None]
     left_out = tuple((name, reason) for name, reason in reasons.items() if reason is not None)
     if len(whole) < FEWEST:
-        spelled = ", ".join(spelling(tables, k) for k in keys)
         raise ConfigError(
-            f"{len(whole)} of {len(tables)} pairs have {spelled} beside the plain student; {FEWEST} are the fewest; "
-            "name fewer methods, or run them on more pairs"
+            f"{len(whole)} of {len(tables)} pairs have {', '.join(spelled)} beside the plain student; {FEWEST} are the "
+            "fewest; name fewer methods, or run them on more pairs"
         )
     columns = [[_gain(t, k) for k in (PLAIN, *keys)] for t in whole]
-    made = _methods([spelling(tables, k) for k in (PLAIN, *keys)], columns)
+    made = _methods([spelling(tables, PLAIN), *spelled], columns)
     ordered = [m.gains for m in made]
     statistic, p, difference, nemenyi = _tests(ordered)
     told = p is not None and p < ALPHA

@@ -11,43 +11,52 @@ from limbeck.engine.suite import benchmarks_of
 from limbeck.engine.weights import check_sha256, sha256_json
 from limbeck.errors import ConfigError, CorruptFile, DataMissing, ExtraMissing, UnknownName
 from limbeck.leaderboard.checks import NoResults, teacher_ids
+from limbeck.leaderboard.gather import check_agree
+from limbeck.leaderboard.index import list_files
+from limbeck.leaderboard.places import Places, find_record, folders_of, spelled
 from limbeck.leaderboard.saved import both, predictions_file, verify_predictions
 from limbeck.leaderboard.verify import Evaluate, Verification, verify_record, with_runs
 
 DataHash = Callable[[Mapping[str, Any]], str | None]
 
 
-def named_files(results: Path, names: Sequence[str] | None) -> list[Path]:
+def named_files(results: Places, names: Sequence[str] | None) -> list[Path]:
     """The record files that some names mean: a file, a record's id, a folder of ids, a benchmark or a suite.
 
-    Raises: NoResults; UnknownName with near benchmarks for a name that means nothing.
+    Raises: NoResults; DuplicateRecord; UnknownName with near benchmarks for a name that means nothing.
     """
-    if not results.is_dir() and not (names and all(Path(n).is_file() for n in names)):
-        raise NoResults(f"{results}: no such folder of records; make some with: limbeck bench run demo")
+    folders = folders_of(results)
+    absent = [f for f in folders if not f.is_dir()]
+    if absent and not (names and all(Path(n).is_file() for n in names)):
+        raise NoResults(f"{absent[0]}: no such folder of records; make some with: limbeck bench run demo")
+    if len(folders) > 1 and not absent:
+        check_agree(folders, [list_files(f) for f in folders])
     found: dict[Path, None] = {}
     for name in names or [""]:
-        file, place = Path(name), record_path(results, name)
+        file, place = Path(name), find_record(folders, name) if name else None
         if name.endswith(".json") and file.is_file():
             found[file] = None
-        elif name and place.is_file() and place.is_relative_to(results):
+        elif place is not None:
             found[place] = None
         else:
-            found |= dict.fromkeys(_of_folders(results, name))
+            found |= dict.fromkeys(_of_folders(folders, name))
     if not found:
-        raise NoResults(f"{results}: holds no record; make some with: limbeck bench run demo")
+        raise NoResults(f"{spelled(folders)}: holds no record; make some with: limbeck bench run demo")
     return list(found)
 
 
-def _of_folders(results: Path, name: str) -> list[Path]:
-    names = (benchmarks_of([name]) or []) if name else [""]
-    folders = [results / n for n in names]
-    inside = [f for f in folders if f.is_dir() and ".." not in f.parts]
-    paths = [p for f in inside for p in sorted(f.rglob("*.json"))]
-    paths = [p for p in paths if not p.name.endswith(".failed.json") and not p.name.startswith(".")]
-    if name and not paths:
-        known = {p.name for p in results.iterdir() if p.is_dir()}
-        raise UnknownName("benchmark or record", name, known, f"in {results}")
-    return paths
+def _of_folders(folders: Sequence[Path], name: str) -> list[Path]:
+    names = [n for n in benchmarks_of([name]) or [] if ".." not in Path(n).parts] if name else [""]
+    found: dict[Path, Path] = {}  # a record that lies in several of the folders is one
+    for root in folders:
+        paths = [p for n in names if (root / n).is_dir() for p in sorted((root / n).rglob("*.json"))]
+        for path in paths:
+            if not path.name.endswith(".failed.json") and not path.name.startswith("."):
+                found.setdefault(path.relative_to(root), path)
+    if name and not found:
+        known = {p.name for root in folders for p in root.iterdir() if p.is_dir()}
+        raise UnknownName("benchmark or record", name, known, f"in {spelled(folders)}")
+    return list(found.values())
 
 
 def audit(
@@ -56,7 +65,7 @@ def audit(
     weights: Mapping[str, Path],
     *,
     data_hash: DataHash,
-    results: Path | None = None,
+    results: Places | None = None,
     runs: Path | None = None,
     predictions_only: bool = False,
 ) -> Iterator[Verification]:
@@ -69,7 +78,7 @@ def audit(
     Args:
         evaluate, weights: as for `verify_record`; runs: as for `with_runs`, and '<record id>/predictions.safetensors'.
         data_hash: gives the content hash of a config's test split on this machine, None where a config has none.
-        results: the folder that ids are below; None does not look at places and teachers.
+        results: the folders that ids are below; None does not look at places and teachers.
         predictions_only: look neither at weights nor at the data set; a record whose predictions are not among `runs`
             has the verdict 'no predictions'.
     Raises: ConfigError when `runs` is no folder, or for predictions_only without it.
@@ -119,17 +128,19 @@ def _by_weights(
         return Verification(record.id, "not here", changed=str(error))
 
 
-def _wrong_record(file: Path, record: RunRecord, results: Path | None) -> str:
+def _wrong_record(file: Path, record: RunRecord, results: Places | None) -> str:
     """What of a record contradicts its place or its teachers' records; empty where nothing does."""
-    if results is None or not file.resolve().is_relative_to(results.resolve()):
+    folders = () if results is None else folders_of(results)
+    root = next((f for f in folders if file.resolve().is_relative_to(f.resolve())), None)
+    if root is None:
         return ""
-    if file.resolve() != record_path(results, record.id).resolve():
+    if file.resolve() != record_path(root, record.id).resolve():
         return f"record: {file} says that it is {record.id}; it was moved or edited"
     members = record.config.get("model", {}).get("members", {}) if isinstance(record.config.get("model"), dict) else {}
     taught_by = {m.get("weights"): m.get("sha256") for m in members.values() if isinstance(m, dict)}
     for identity in teacher_ids(record):
-        path, expected = record_path(results, identity), taught_by.get(f"run://{identity}")
-        if expected and path.is_file():
+        path, expected = find_record(folders, identity), taught_by.get(f"run://{identity}")
+        if expected and path is not None:
             try:
                 found = read_record(path).student_sha256
             except CorruptFile:

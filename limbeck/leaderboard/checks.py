@@ -9,6 +9,7 @@ from typing import Any
 from limbeck.engine.config import PLAIN, TEACHER, is_teacher
 from limbeck.engine.record import RunRecord, record_id
 from limbeck.errors import OutputError, UserError
+from limbeck.leaderboard.places import Places, folders_of
 
 Runs = Mapping[str, Mapping[int, RunRecord]]
 
@@ -37,16 +38,17 @@ class MixedRecords(ResultsError):
     """Records of one group differ in what must be the same: selection, data, metric or initial weights."""
 
 
-def check_apart(out: str | Path, results: str | Path) -> None:
-    """Refuse to write a page into the folder of records.
+def check_apart(out: str | Path, results: Places) -> None:
+    """Refuse to write a page into a folder of records.
 
     Raises: OutputError.
     """
-    target, folder = Path(out).resolve(), Path(results).resolve()
-    if target == folder or folder in target.parents:
-        raise OutputError(
-            f"{out}: lies in the folder of records {results}, which holds nothing else; choose another --out"
-        )
+    target = Path(out).resolve()
+    for folder in folders_of(results):
+        if target.is_relative_to(folder.resolve()):
+            raise OutputError(
+                f"{out}: lies in the folder of records {folder}, which holds nothing else; choose another --out"
+            )
 
 
 def check_same(records: Sequence[RunRecord]) -> None:

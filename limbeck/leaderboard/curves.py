@@ -147,9 +147,11 @@ def build_curves(groups: Iterable[Group]) -> list[Curves]:
     """
     listed = list(groups)
     found: list[Curves] = []
+    rest: list[Group] = []
     for group in listed:
-        found += _by_rounds(group)
-    rest = [g for g in listed if not metrics_by_labels(g)]
+        metrics = metrics_by_labels(group)
+        found += _by_rounds(group, metrics) if metrics else []
+        rest += [] if metrics else [group]
     found += [_by_pairs(family, "shots", shots_of) for family in families_of(rest, shots_of)]
     found += [_by_pairs(family, "calls", calls_of) for family in families_of(rest, calls_of)]
     place = {(g.benchmark, g.version, g.pair): i for i, g in enumerate(listed)}
@@ -202,7 +204,7 @@ def curves_json(found: Curves) -> dict[str, Any]:
 # --- active loops ---
 
 
-def _by_rounds(group: Group) -> list[Curves]:
+def _by_rounds(group: Group, metrics: Sequence[str]) -> list[Curves]:
     sample, made = group.sample, []
     trainings: list[Any] = []
     facts: dict[str, tuple[str | None, int]] = {}
@@ -213,7 +215,7 @@ def _by_rounds(group: Group) -> list[Curves]:
             trainings.append(model)
         facts[key] = (strategy_of(first), trainings.index(model))
     randoms = {number: key for key, (strategy, number) in reversed(facts.items()) if strategy == RANDOM}
-    for metric in metrics_by_labels(group):
+    for metric in metrics:
         runs = {key: rounds_of(seeds.values(), metric) for key, seeds in group.students.items()}
         references = {key: randoms.get(number) for key, (_, number) in facts.items()}
         primary = metric == sample.primary_metric

@@ -1,4 +1,4 @@
-"""Gathering: records from a folder, or from a Git repository of somebody else's runs, cloned into the cache.
+"""Gathering: records from folders, or from a Git repository of somebody else's runs, cloned into the cache.
 
 A repository is data, never code: nothing of it is run, its symbolic links become plain files, and what it holds is
 validated like our own records.
@@ -7,10 +7,12 @@ validated like our own records.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import shutil
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -20,7 +22,8 @@ from filelock import FileLock
 from limbeck.engine.data_files import temporary_inside
 from limbeck.engine.paths import cache_dir
 from limbeck.errors import ConfigError, OutputError
-from limbeck.leaderboard.checks import ResultsError
+from limbeck.leaderboard.checks import DuplicateRecord, ResultsError
+from limbeck.leaderboard.index import Listed
 
 SCHEMES = ("https", "http", "ssh", "file", "git")
 SECONDS = 600  # for one git command; a broken network must not hang for ever
@@ -73,6 +76,31 @@ def resolve_results(place: str | Path) -> Path:
         names = ", ".join(sorted(p.name for p in root.iterdir() if p.is_dir())) or "none"
         raise GatherError(f"{place}: the repository has no folder {inside!r}; its folders are: {names}")
     return folder
+
+
+def check_agree(folders: Sequence[Path], listed: Sequence[Listed]) -> None:
+    """Refuse folders that hold different records of one run; the same record in several of them is one.
+
+    Raises: DuplicateRecord naming both files.
+    """
+    first: dict[str, Path] = {}
+    for folder, files in zip(folders, listed):
+        for path, *_ in files.records:
+            known = first.setdefault(path, folder)
+            if known is not folder and not _same_json(known / path, folder / path):
+                raise DuplicateRecord(
+                    f"{known / path} and {folder / path} are different records of one run; leave out one of the two "
+                    "places, or delete the record that is not wanted"
+                )
+
+
+def _same_json(a: Path, b: Path) -> bool:
+    """Whether two files hold the same values, however they are laid out; a damaged one is like no other."""
+    try:
+        ours, theirs = a.read_bytes(), b.read_bytes()
+        return ours == theirs or json.loads(ours) == json.loads(theirs)
+    except (OSError, ValueError):
+        return False
 
 
 def parse_repository(place: str) -> Repository:

@@ -26,7 +26,7 @@ from limbeck.leaderboard.index_row import COLUMNS, row_of
 if TYPE_CHECKING:
     import polars as pl
 
-VERSION = 1  # of the columns; the schema of records is part of the file's name as well
+VERSION = 2  # of the columns; the schema of records is part of the file's name as well
 KEPT_FROM = 256  # files: fewer are read as fast as an index
 PROCESSES_FROM = 2000  # files: fewer are parsed before a second process has started
 CHUNK = 400

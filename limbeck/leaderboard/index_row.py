@@ -43,6 +43,7 @@ COLUMNS: dict[str, Any] = dict(  # as polars reads them
     from_teacher=bool,
     teachers=list[str],
     teacher_record=str,
+    plain_record=str,
     assumption=str,
     latency=float,
     train_seconds=float,
@@ -51,6 +52,8 @@ COLUMNS: dict[str, Any] = dict(  # as polars reads them
     shots=int,  # labelled images a class
     metrics=list[str],
     values=list[float],
+    parts=list[str],  # registered names that it is built of
+    finished=str,
 )
 
 
@@ -87,6 +90,7 @@ def row_of(record: RunRecord) -> tuple[Any, ...]:
         taught(record),
         list(teacher_ids(record)),
         record.teacher_record,
+        record.plain_record,
         record.assumption,
         cost.student_latency_ms,
         cost.train_seconds,
@@ -95,6 +99,8 @@ def row_of(record: RunRecord) -> tuple[Any, ...]:
         shots_of_record(record),
         list(record.metrics),
         list(record.metrics.values()),
+        parts_of(record),
+        record.finished,
     )
 
 
@@ -111,6 +117,15 @@ def train_of(record: RunRecord) -> Mapping[str, Any]:
     data = record.config.get("data")
     train = data.get("train") if isinstance(data, Mapping) else None
     return train if isinstance(train, Mapping) else {}
+
+
+def parts_of(record: RunRecord) -> list[str]:
+    """The registered names that a run is built of: its links, then its loop and strategy."""
+    model, loop = record.config.get("model"), record.config.get("loop")
+    links = model.get("links") if isinstance(model, Mapping) else None
+    strategy = loop.get("strategy") if isinstance(loop, Mapping) else None
+    named = [part for part in (*(links or ()), loop, strategy) if isinstance(part, Mapping)]
+    return [name for part in named if (name := str(part.get("type", "")))]
 
 
 def shots_of_record(record: RunRecord) -> int | None:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 FEW = 10  # pairs
+_LISTED = 50  # pairs that are left out and named
 
 
 def render_across(found: Across, console: Console) -> None:
@@ -73,8 +74,9 @@ def across_notes(found: Across) -> list[str]:
             f"With {len(found.pairs)} pairs the tests are weak: methods that are not told apart may still differ."
         )
     if found.left_out:
-        rest = "; ".join(f"{name} {reason}" for name, reason in found.left_out)
-        said.append(f"Left out: {rest}.")
+        rest = "; ".join(f"{name} {reason}" for name, reason in found.left_out[:_LISTED])
+        more = len(found.left_out) - _LISTED
+        said.append(f"Left out: {rest}{f'; and {more} more' if more > 0 else ''}.")
     return said
 
 

@@ -67,7 +67,7 @@ def reproduce(ours: Results, theirs: Results, *, methods: Collection[str] | None
     wanted = None if methods is None else {m.lower() for m in methods}
     known = {g.benchmark for g in ours}
     if not known & {g.benchmark for g in theirs}:
-        raise ResultsError(f"{ours.folder} and {theirs.folder} share no benchmark; run one that {theirs.folder} has")
+        raise ResultsError(f"{ours.where} and {theirs.where} share no benchmark; run one that {theirs.where} has")
     mine = {(g.benchmark, g.version, g.pair): g for g in ours}
     cells, seen = [], set()
     for group in (g for g in theirs if g.benchmark in known):

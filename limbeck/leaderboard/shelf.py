@@ -1,4 +1,4 @@
-"""Records of a folder that are read when they are asked for, each once."""
+"""Records of folders that are read when they are asked for, each once."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from pathlib import Path
 
 from limbeck.engine.record import RunRecord, record_path
 from limbeck.leaderboard.index import read_fast
+from limbeck.leaderboard.places import find_record
 
 
 class Shelf:
-    """The records of a checked folder by id."""
+    """The records of checked folders by id."""
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(self, *folders: Path) -> None:
+        self.folders = folders
         self._read: dict[str, RunRecord] = {}
 
     def __getitem__(self, identity: str) -> RunRecord:
@@ -22,7 +23,8 @@ class Shelf:
         Raises: CorruptFile, also where the file is gone by now.
         """
         if identity not in self._read:
-            self._read[identity] = read_fast(record_path(self.root, identity))
+            path = find_record(self.folders, identity) or record_path(self.folders[0], identity)
+            self._read[identity] = read_fast(path)
         return self._read[identity]
 
 

@@ -1,4 +1,4 @@
-"""The store: reads a folder of records, refuses what must not be compared, and groups what may.
+"""The store: reads folders of records, refuses what must not be compared, and groups what may.
 
 Everything that tables need is in columns, see `limbeck.leaderboard.index`; a record is read when it is asked for.
 """
@@ -19,7 +19,9 @@ from limbeck.engine.record import FailureRecord, RunRecord, record_id, record_pa
 from limbeck.engine.variant import split_variant
 from limbeck.errors import CorruptFile, UnknownName
 from limbeck.leaderboard.checks import DuplicateRecord, MisplacedRecord, NoResults, Runs
-from limbeck.leaderboard.index import Listed, Report, list_files, read_index
+from limbeck.leaderboard.gather import check_agree
+from limbeck.leaderboard.index import Report, list_files, read_index
+from limbeck.leaderboard.places import Places, folders_of, spelled
 from limbeck.leaderboard.runs import check_chosen, check_group, grouped, reference_names, reference_rows, suspicious
 from limbeck.leaderboard.shelf import Seeds, Shelf
 
@@ -126,13 +128,13 @@ class Group:
 
 @dataclass(frozen=True)
 class Results:
-    """A checked folder of records.
+    """Checked folders of records.
 
-    index: every record as columns, superseded ones too; see `limbeck.leaderboard.index_row`.
+    index: every record as columns, superseded ones too, see `limbeck.leaderboard.index_row`; and its `folder`.
     runs: the runs of the groups, one after the other.
     """
 
-    folder: Path
+    folders: tuple[Path, ...]
     groups: list[Group]
     index: pl.DataFrame = field(repr=False, compare=False)
     runs: pl.DataFrame = field(repr=False, compare=False)
@@ -140,7 +142,12 @@ class Results:
     @cached_property
     def paths(self) -> dict[str, Path]:
         """The files by record id."""
-        return {identity: record_path(self.folder, identity) for identity in self.index["id"]}
+        return {identity: record_path(folder, identity) for folder, identity in self.index["folder", "id"].iter_rows()}
+
+    @property
+    def where(self) -> str:
+        """The folders in a sentence."""
+        return spelled(self.folders)
 
     def __iter__(self) -> Iterator[Group]:
         return iter(self.groups)
@@ -152,46 +159,62 @@ class Results:
         """
         found = [g for g in self.groups if g.benchmark == name]
         if not found:
-            raise UnknownName("benchmark", name, {g.benchmark for g in self.groups}, f"in {self.folder}")
+            raise UnknownName("benchmark", name, {g.benchmark for g in self.groups}, f"in {self.where}")
         version = max(g.version for g in found)
         return [g for g in found if g.version == version]
 
 
-def load_results(
-    folder: str | Path, *, benchmarks: Collection[str] | None = None, report: Report | None = None
-) -> Results:
-    """Read, check and group every record below a folder; superseded ones are left out.
+def load_results(folder: Places, *, benchmarks: Collection[str] | None = None, report: Report | None = None) -> Results:
+    """Read, check and group every record below a folder, or below several; superseded ones are left out.
 
     Args:
+        folder: of several, the same record in two of them counts once.
         benchmarks: keep these alone; the others are read but not judged.
         report: called with how many new files are parsed, of how many.
     Raises: NoResults, CorruptFile, DuplicateRecord, MisplacedRecord, MissingBaseline, MixedRecords, UnknownName.
     """
-    root = Path(folder)
-    if not root.is_dir():
-        raise NoResults(f"{root}: no such folder of records; make some with: limbeck bench run demo")
-    listed = list_files(root)
-    index = read_index(root, listed, report)
-    if index.is_empty():
-        raise NoResults(f"{root}: holds no record; make some with: limbeck bench run demo")
-    _check_places(root, index)
+    folders = folders_of(folder)
+    index, failed = _read(folders, report)
     names = set(benchmarks or ())
     for name in benchmarks or ():
         known = set(index["benchmark"].unique())
         if name not in known:
-            raise UnknownName("benchmark", name, known, f"in {root}")
+            raise UnknownName("benchmark", name, known, f"in {spelled(folders)}")
     live = index.filter(~index["status"].is_in(["superseded", "failed"]))
     chosen = live.filter(live["benchmark"].is_in(list(names))) if names else live
     if chosen.is_empty():
-        raise NoResults(f"{root}: every record is superseded or failed; run the suite again")
-    failures = _failures(listed, index, live)
-    shelf = Shelf(root)
+        raise NoResults(f"{spelled(folders)}: every record is superseded or failed; run the suite again")
+    failures = _failures(failed, live)
+    shelf = Shelf(*folders)
     check_chosen(chosen, shelf)
     places, runs = grouped(chosen, live)
     groups = _groups(places, runs, shelf, failures)
     for number in suspicious(runs):
         check_group({**groups[number].students, **groups[number].variants})
-    return Results(root, list(groups.values()), index, runs)
+    return Results(folders, list(groups.values()), index, runs)
+
+
+def _read(folders: Sequence[Path], report: Report | None) -> tuple[pl.DataFrame, list[Path]]:
+    """The index of the folders' records in the order of their paths, and the files of failure records."""
+    import polars as pl
+
+    listed, found = [], []
+    for root in folders:
+        if not root.is_dir():
+            raise NoResults(f"{root}: no such folder of records; make some with: limbeck bench run demo")
+        files = list_files(root)
+        index = read_index(root, files, report)
+        if index.is_empty():
+            raise NoResults(f"{root}: holds no record; make some with: limbeck bench run demo")
+        _check_places(root, index)
+        listed.append(files)
+        found.append(index.with_columns(folder=pl.lit(str(root))))
+    failed = [path for files in listed for path in files.failures]
+    if len(found) == 1:
+        return found[0], failed
+    check_agree(folders, listed)
+    whole = pl.concat(found).unique("path", keep="first", maintain_order=True)
+    return whole.sort(pl.col("path").str.replace_all("/", "\0", literal=True)), failed
 
 
 def _check_places(root: Path, index: pl.DataFrame) -> None:
@@ -219,12 +242,14 @@ def _groups(
     return groups
 
 
-def _failures(listed: Listed, index: pl.DataFrame, live: pl.DataFrame) -> dict[tuple[str, str], list[FailureRecord]]:
-    """Failures of runs that have no record by now, by benchmark and pair."""
-    done = set(live["id"]) if listed.failures else set()
+def _failures(paths: Sequence[Path], live: pl.DataFrame) -> dict[tuple[str, str], list[FailureRecord]]:
+    """Failures of runs that have no record by now, by benchmark and pair; of one run, what the first place says."""
+    done = set(live["id"]) if paths else set()
     found: dict[tuple[str, str], list[FailureRecord]] = {}
-    for failure in _read_failures(listed.failures):
-        if record_id(failure.benchmark, failure.pair, failure.method, failure.seed) not in done:
+    for failure in _read_failures(paths):
+        identity = record_id(failure.benchmark, failure.pair, failure.method, failure.seed)
+        if identity not in done:
+            done.add(identity)
             found.setdefault((failure.benchmark, failure.pair), []).append(failure)
     return found
 

@@ -202,6 +202,14 @@ def _machines(runs: pl.DataFrame) -> dict[int, tuple[dict[str, Any], ...]]:
     return found
 
 
+def machines_of(runs: pl.DataFrame) -> tuple[dict[str, Any], ...]:
+    """The `environments` of the runs of all groups; one that is in several groups counts once."""
+    import polars as pl
+
+    once = runs.unique("id", keep="first", maintain_order=True)
+    return _machines(once.with_columns(pl.lit(0, pl.UInt32).alias("group")))[0]
+
+
 def to_json(table: Table, *, ablations: bool = True) -> dict[str, Any]:
     """The table as JSON values, with its ablations or without; seeds become strings."""
     raw = asdict(table)

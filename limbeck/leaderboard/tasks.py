@@ -21,14 +21,14 @@ def tables_of_task(results: Results, task: str, *, metric: str | None = None) ->
     """
     found = [g for g in results if g.first["task"] == task]
     if not found:
-        raise UnknownName("task", task, {g.first["task"] for g in results}, f"in {results.folder}")
+        raise UnknownName("task", task, {g.first["task"] for g in results}, f"in {results.where}")
     newest = {name: max(g.version for g in found if g.benchmark == name) for name in {g.benchmark for g in found}}
     found = [g for g in found if g.version == newest[g.benchmark]]
     kinds = {(g.first["primary"], g.first["higher"]) for g in found}
     if metric is not None:
         known = {name for name, _ in kinds}
         if metric not in known:
-            raise UnknownName("metric", metric, known, f"of {task} in {results.folder}")
+            raise UnknownName("metric", metric, known, f"of {task} in {results.where}")
         found = [g for g in found if g.first["primary"] == metric]
         kinds = {kind for kind in kinds if kind[0] == metric}
     if len(kinds) > 1:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -104,21 +104,6 @@ def compared(
     differences = {m: found[m] - record.metrics[m] for m in judged if m in found}
     off = tuple(m for m, t in judged.items() if m not in found or not t.allows(record.metrics[m], found[m]))
     return Verification(record.id, "off" if off else "holds", dict(record.metrics), found, differences, off)
-
-
-def verify_records(
-    records: Iterable[RunRecord],
-    evaluate: Evaluate,
-    weights: Mapping[str, Path],
-    *,
-    tolerances: Mapping[str, Tolerance] = TOLERANCES,
-) -> Iterator[Verification]:
-    """Verify records one after the other, each as soon as it is done; a record that several groups show counts once."""
-    seen: set[str] = set()
-    for record in records:
-        if record.id not in seen:
-            seen.add(record.id)
-            yield verify_record(record, evaluate, weights, tolerances=tolerances)
 
 
 def card_judge(results: str | Path) -> Callable[[Any, Path], tuple[bool, str]]:

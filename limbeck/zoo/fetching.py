@@ -25,8 +25,9 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
 from limbeck.engine.paths import cache_dir
-from limbeck.errors import ConfigError, NotFetched, OutputError
+from limbeck.errors import ConfigError, NotFetched, OutputError, UserError
 from limbeck.zoo.hub import Report, fetch_from_hub, is_hub, too_long
+from limbeck.zoo.hub_errors import Fault, fault_of, of_client
 
 T = TypeVar("T")
 TRIES = 4  # of an address that answers with a server error or breaks off; the library's own tries are inside each
@@ -169,56 +170,40 @@ class _TryAgain(Exception):
 
 @contextmanager
 def _told(address: str, part: Path | None) -> Iterator[None]:
-    """Say in one sentence what the libraries say in many ways."""
-    from huggingface_hub import errors as hub
-
-    # The base of transport and status errors, whichever HTTP library this version of huggingface_hub is built on.
-    http_error = getattr(hub, "HTTPError", hub.HfHubHTTPError)
+    """Say in one sentence what the libraries say in many ways; of the hub's client by `limbeck.zoo.hub_errors`."""
     name = shown(address)
     try:
         if scheme(address) in ("http", "https") and not (urlsplit(address).hostname and urlsplit(address).port != 0):
             raise ValueError("no host")
         yield
-    except hub.LocalEntryNotFoundError as error:  # the repository was not reached; also a FileNotFoundError
-        raise _unreached(name, error.__cause__ or error) from error
-    except hub.OfflineModeIsEnabled as error:
-        raise NotFetched(f"{name}: huggingface_hub is offline; unset HF_HUB_OFFLINE and start again") from error
-    except (hub.RepositoryNotFoundError, hub.RevisionNotFoundError, FileNotFoundError) as error:
-        raise NoSuchFile(f"{name}: there is no such file, or it is not public; check the address") from error
-    except hub.HFValidationError as error:
-        raise ConfigError(f"{name} is no address of a Hugging Face repository; use hf://owner/name") from error
-    except (hub.HfHubHTTPError, http_error) as error:
-        raise _http(name, error) from error
-    except ImportError as error:  # fsspec names the package that a kind of address needs
-        raise ConfigError(f"{name}: {error}; install that package") from error
-    except ValueError as error:
-        raise ConfigError(f"{name} is no address that can be read ({error}); use https://, hf:// or a path") from error
-    except OSError as error:
-        raise _os_error(name, part, error) from error
+    except Exception as error:
+        fault = fault_of(error, hub=is_hub(address)) if of_client(error) else None
+        said = _other(name, part, error) if fault is None else _faulty(name, fault)
+        if said is None:
+            raise
+        raise said from error
 
 
-def _http(name: str, error: Exception) -> Exception:
+def _faulty(name: str, fault: Fault) -> Exception:
     """A status or a broken connection; a fault of the server is tried again."""
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    if status in (404, 410):
-        return NoSuchFile(f"{name}: there is no such file (HTTP {status}); check the address")
-    if status in (401, 403):
-        return NotFetched(f"{name}: access is refused (HTTP {status}); log in, or ask its owner")
-    if status == 416:
-        return _TryAgain(f"{name}: the server has another file than before (HTTP 416); try again")
-    if status is not None:
-        said = f"{name}: the server answers with HTTP {status}; try again later"
-        return _TryAgain(said) if status >= 500 else NotFetched(said)
-    if type(error).__name__ in ("ConnectError", "ConnectTimeout", "ProxyError", "UnsupportedProtocol"):
-        return _unreached(name, error)  # huggingface_hub has tried several times
-    return _TryAgain(f"{name}: the connection broke off ({_short(error)}); the same command goes on with it")
+    said = f"{name}: {fault.said}"
+    if fault.kind in ("server", "broken"):
+        return _TryAgain(said)
+    if fault.kind == "unreached":  # huggingface_hub has tried several times
+        return NotFetched(f"{said}, or set LIMBECK_OFFLINE=1")
+    kinds: dict[str, type[UserError]] = {"absent": NoSuchFile, "name": ConfigError}
+    return kinds.get(fault.kind, NotFetched)(said)
 
 
-def _unreached(name: str, error: BaseException) -> Exception:
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    if status is not None:
-        return _http(name, error) if isinstance(error, Exception) else NotFetched(name)
-    return NotFetched(f"{name} cannot be reached ({_short(error)}); check the network, or set LIMBECK_OFFLINE=1")
+def _other(name: str, part: Path | None, error: Exception) -> Exception | None:
+    """What is of no HTTP client: of fsspec, of the address or of the disk; None for anything else."""
+    if isinstance(error, FileNotFoundError):
+        return NoSuchFile(f"{name}: there is no such file; check the address")
+    if isinstance(error, ImportError):  # fsspec names the package that a kind of address needs
+        return ConfigError(f"{name}: {error}; install that package")
+    if isinstance(error, ValueError):
+        return ConfigError(f"{name} is no address that can be read ({error}); use https://, hf:// or a path")
+    return _os_error(name, part, error) if isinstance(error, OSError) else None
 
 
 def _os_error(name: str, part: Path | None, error: OSError) -> Exception:

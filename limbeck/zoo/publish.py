@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 from pydantic import ValidationError
 
-from limbeck.engine.record import RunRecord, read_record, record_path
+from limbeck.engine.record import RunRecord, read_record
 from limbeck.engine.weights import atomic_path, check_sha256, load_into, write_json
-from limbeck.errors import ConfigError, CorruptFile, UnknownName, first_problem
+from limbeck.errors import ConfigError, UnknownName, first_problem
 from limbeck.zoo.card import (
     DETECTION,
     GENERATION,
@@ -154,30 +154,6 @@ def latency_of(record: RunRecord) -> dict[str, Any]:
         return {}
     where = record.environment
     return dict(latency_ms=taken, latency_device=where.machine, latency_threads=where.threads)
-
-
-def add_latency(zoo_dir: str | Path, results: str | Path) -> list[str]:
-    """Write into a zoo's cards the latency that their records have, and nothing else (for maintainers).
-
-    Args:
-        results: the folder of records.
-    Returns: names of the cards that have changed.
-    Raises: CorruptFile for a card whose record is absent, or is of other weights.
-    """
-    changed = []
-    for path in sorted((Path(zoo_dir) / CARDS).glob("[!.]*.json")):
-        card = read_card(path)
-        record = read_record(record_path(results, card.record))
-        if record.student_sha256 != card.sha256:
-            raise CorruptFile(
-                f"{path}: its record {card.record} is of weights {record.student_sha256[:12]}…, and the card of "
-                f"{card.sha256[:12]}…; add the student again"
-            )
-        new = Card.model_validate(card.model_dump(mode="json") | latency_of(record))
-        if new != card:
-            write_json(path, new.model_dump(mode="json"))
-            changed.append(card.name)
-    return changed
 
 
 def _built(config: dict[str, Any], weights: Path, record: RunRecord) -> nn.Module:

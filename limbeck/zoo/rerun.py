@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from shlex import quote
 
 from limbeck.engine.record import RunRecord
-from limbeck.engine.shipped import find_source, pair_configs
+from limbeck.engine.shipped import find_source, reproduce_command
 
 
 def rerun_command(record: RunRecord) -> str | None:
     """The command that makes the run again, with what it needs, and compares; None for a pair that is not shipped."""
-    if (record.benchmark, record.pair) not in pair_configs():
-        return None
-    cell = quote(f"{record.method}/{record.seed}")
-    return f"limbeck bench reproduce {record.benchmark}/{record.pair} --cells {cell}"
+    return reproduce_command(record.benchmark, record.pair, record.method, record.seed)
 
 
 @dataclass(frozen=True)

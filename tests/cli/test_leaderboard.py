@@ -15,7 +15,7 @@ from limbeck.cli import leaderboard
 from limbeck.engine.classification import ClassificationMetric
 from limbeck.engine.saved_predictions import PredictionRecorder
 from limbeck.errors import ConfigError, UserError
-from limbeck.leaderboard.checks import NoResults
+from limbeck.leaderboard.checks import DuplicateRecord, NoResults
 from tests.leaderboard.fabricate import fabricate, suite, vary, with_values, write_all
 
 
@@ -184,3 +184,19 @@ DRAWING = ["examples", "masks", "voxels", "reliability", "chosen"]
 @pytest.mark.parametrize("command", ["show", "build", *DRAWING, *OTHERS, "compare", "curves", "verify", "reproduce"])
 def test_help_has_an_example(command: str) -> None:
     assert "Example: limbeck leaderboard" in " ".join(call(command, "--help").split())
+
+
+def test_results_of_several_places(results: Path, tmp_path: Path) -> None:
+    theirs = write_all(tmp_path / "theirs", suite(("DIST",), range(3)))
+    both = ("--results", results, "--results", theirs)
+    (table,) = json.loads(call("show", *both, "--json"))
+    assert {r["method"] for r in table["rows"]} == {"teacher", "plain", "KD", "DKD", "DIST"}
+    assert "DIST − KD" in call("compare", "toy", "DIST", "KD", *both)
+    assert "0 holds, 0 off, 13 no weights" in call("verify", *both)
+    site = tmp_path / "site"
+    call("build", *both, "--out", site)
+    assert len(list((site / "records").rglob("*.json"))) == 13
+    write_all(theirs, [fabricate("KD", 0, metrics={"top1": 1.0})])
+    for command in (["show"], ["compare", "toy", "DIST", "KD"], ["verify"], ["build", "--out", tmp_path / "other"]):
+        with pytest.raises(DuplicateRecord, match=r"results/.*kd/seed0\.json and .*theirs/.*kd/seed0\.json"):
+            call(*command, *both)

@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from limbeck.cli.app import app
+from limbeck.engine import bench
 from limbeck.errors import ConfigError, CorruptFile, UnknownName
 from limbeck.leaderboard.gather import GatherError
 from tests.leaderboard.fabricate import damage, fabricate, suite, with_values, write_all
@@ -107,6 +108,11 @@ def test_reproduce_runs_one_cell_and_what_it_needs(
     dry = call(*command, "--dry-run")
     assert "toy/toy4-toy2/teacher/seed0  (needed by the others)" in dry
     assert not (tmp_path / "again").exists()
+    with monkeypatch.context() as patched:
+        asked: dict[str, object] = {}
+        patched.setattr(bench, "run_jobs", lambda todo, out, **options: asked.update(options) or bench.Outcome())
+        call(*command, "--ray", "local", "-j", "3", status=1)  # nothing was made
+    assert (asked["ray"], asked["jobs"], asked["threads"]) == ("local", 3, 1)
     text = call(*command, "--jobs", "1")
     assert "1 identical" in text
     assert len(list((tmp_path / "again" / "records").rglob("*.json"))) == 3

@@ -9,8 +9,9 @@ import scipy.stats
 
 from limbeck.engine.shipped import find_source
 from limbeck.leaderboard.advice import advise_methods, advise_pair, never_helped
+from limbeck.leaderboard.checks import teacher_ids
 from limbeck.leaderboard.site.addresses import addresses_of, shown_cards
-from limbeck.leaderboard.site.commands import commands_of
+from limbeck.leaderboard.site.commands import Run, commands_of
 from limbeck.leaderboard.site.method import linked_text
 from limbeck.leaderboard.site.task import task_view
 from limbeck.leaderboard.store import load_results
@@ -88,13 +89,18 @@ def test_cards_of_other_runs_have_no_page() -> None:
 def test_a_run_is_made_again_after_its_teacher() -> None:
     place = dict(benchmark="digits", pair="resnet20-resnet8")
     teacher, kd = (fabricate(m, 0, **place) for m in ("teacher", "KD@student.depths=[1, 3]"))
-    assert commands_of(kd, {teacher.id: teacher, kd.id: kd}) == [
+    runs = {r.id: Run(r.benchmark, r.pair, r.method, r.seed, tuple(teacher_ids(r))) for r in (teacher, kd)}
+    assert commands_of(runs[kd.id], runs) == [
+        "limbeck bench reproduce digits/resnet20-resnet8 --cells 'KD@student.depths=[1, 3]/0'",
+        "# or by hand:",
         "limbeck train vision/digits --method teacher --seed 0 --out out/again",
         "limbeck train vision/digits --method 'KD@student.depths=[1, 3]' --seed 0 --out out/again",
     ]
-    assert commands_of(fabricate("KD", 0), {}) == []  # no shipped config has the pair
-    based = fabricate("plain", 3, benchmark="camvid", pair="efficientnet_lite0-mobilenetv2")
-    assert commands_of(based, {}) == ["limbeck train segmentation/camvid_cnn --method plain --seed 3 --out out/again"]
+    assert commands_of(Run("toy", "big-small", "KD", 0), {}) == []  # no shipped config has the pair
+    based = Run("camvid", "efficientnet_lite0-mobilenetv2", "plain", 3)
+    assert commands_of(based, {})[2:] == [
+        "limbeck train segmentation/camvid_cnn --method plain --seed 3 --out out/again"
+    ]
 
 
 def test_a_methods_source_is_its_docstring() -> None:

@@ -155,7 +155,7 @@ def test_no_token(place, hub: Hub, monkeypatch):
 
 @pytest.mark.parametrize(
     ("token", "said"),
-    [("hf_wrong", "the token is missing or wrong"), (READ_ONLY, "the token may not do this; take one with write")],
+    [("hf_wrong", "the token is missing or wrong"), (READ_ONLY, "the token may not do this; take one with permission")],
 )
 def test_refused_token(place, hub: Hub, monkeypatch, token, said):
     monkeypatch.setenv("HF_TOKEN", token)
@@ -177,8 +177,8 @@ def test_no_network(place, hub: Hub, monkeypatch):
     [
         ("/commit/", 403, "may not do this"),
         ("/commit/", 409, "something else was there first"),
-        ("/tree/", 404, "no such repository or revision"),
-        ("/api/repos/create", 400, "the hub answered 400"),
+        ("/tree/", 404, "no such repository, revision or file"),
+        ("/api/repos/create", 400, "the hub answers with HTTP 400"),
     ],
 )
 def test_hub_that_refuses_later(place, hub: Hub, part, status, said):

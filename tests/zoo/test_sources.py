@@ -188,7 +188,9 @@ def test_server_error_that_stays_is_one_sentence(web, address):
 
 def test_no_network_is_one_sentence(cache, monkeypatch):
     monkeypatch.setattr("time.sleep", lambda seconds: None)
-    with pytest.raises(NotFetched, match=r"127\.0\.0\.1:9/a\.b\.json cannot be reached .*check the network"):
+    with pytest.raises(
+        NotFetched, match=r"127\.0\.0\.1:9/a\.b\.json: the server cannot be reached .*check the network, or set LIMBECK"
+    ):
         find(f"{DEAD}/a.b.json")
 
 
@@ -280,7 +282,7 @@ def test_hub_revision_in_the_reference_or_beside_it(hub):
         assert found.source == f"hf://owner/one@{COMMIT}/{NAME}.json"
     with pytest.raises(ConfigError, match="names a revision, and revision='main' another"):
         locate("hf://owner/one@v1", revision="main")
-    with pytest.raises(NotFetched, match="hf://owner/one@v9: there is no such file"):
+    with pytest.raises(NotFetched, match="hf://owner/one@v9: there is no such repository, revision or file"):
         locate("hf://owner/one@v9")
 
 
@@ -303,7 +305,9 @@ def test_hub_repository_of_several_wants_a_name(hub, shipped):
 
 
 def test_hub_errors_are_one_sentence(hub, shipped, cache, monkeypatch):
-    with pytest.raises(NotFetched, match="hf://owner/none: there is no such file, or it is not public"):
+    with pytest.raises(
+        NotFetched, match="hf://owner/none: there is no such repository, revision or file, or it is not public"
+    ):
         find("hf://owner/none")
     for wrong in ("hf://owner", "hf://", "hf:///x"):
         with pytest.raises(ConfigError, match="hf://owner/name"):
@@ -320,7 +324,7 @@ def test_hub_errors_are_one_sentence(hub, shipped, cache, monkeypatch):
 def test_hub_that_is_not_reached(cache, monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", DEAD)
     monkeypatch.setattr("time.sleep", lambda seconds: None)
-    with pytest.raises(NotFetched, match="hf://owner/one cannot be reached"):
+    with pytest.raises(NotFetched, match=r"hf://owner/one: the hub cannot be reached .*HF_ENDPOINT, or set LIMBECK"):
         find("hf://owner/one")
 
 

@@ -10,11 +10,10 @@ import torch
 from limbeck.engine.cost import count_parameters
 from limbeck.engine.record import write_record
 from limbeck.engine.weights import save_weights, sha256_file
-from limbeck.errors import ConfigError, CorruptFile, UnknownName
+from limbeck.errors import ConfigError, UnknownName
 from limbeck.leaderboard.verify import card_judge
 from limbeck.zoo import find, load_student, weights_path
 from limbeck.zoo.profile import profile_student
-from limbeck.zoo.publish import add_latency
 from limbeck.zoo.verify import verify_student
 from tests.zoo.fabricate import NAME, digits, fabricate, flip_bit, make_zoo, trained
 
@@ -117,22 +116,3 @@ def test_profile_gives_threads_back_and_refuses_nonsense(zoo):
     for wrong in (dict(runs=1), dict(warmup=-1), dict(threads=0)):
         with pytest.raises(ConfigError, match="runs is 2 or more"):
             profile_student(NAME, zoo_dir=zoo, **wrong)
-
-
-def test_latency_comes_from_the_record_with_its_machine(zoo, tmp_path):
-    card, results = find(NAME, zoo_dir=zoo), tmp_path / "results"
-    assert "latency_ms" not in (zoo / "cards" / f"{NAME}.json").read_text()
-    record = fabricate(card.sha256)
-    measured = record.model_copy(update=dict(cost=record.cost.model_copy(update=dict(student_latency_ms=1.25))))
-    write_record(results, record)
-    assert add_latency(zoo, results) == []
-    write_record(results, measured)
-    assert add_latency(zoo, results) == [NAME]
-    new = find(NAME, zoo_dir=zoo)
-    assert (new.latency_ms, new.latency_device, new.latency_threads) == (1.25, "made-up CPU", 1)
-    left_out = dict(latency_ms=None, latency_device=None, latency_threads=None)
-    assert new.model_copy(update=left_out) == card
-    assert add_latency(zoo, results) == []
-    write_record(results, measured.model_copy(update=dict(student_sha256="0" * 64)))
-    with pytest.raises(CorruptFile, match="is of weights 000000000000"):
-        add_latency(zoo, results)

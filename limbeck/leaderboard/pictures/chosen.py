@@ -21,6 +21,7 @@ from limbeck.leaderboard.pictures.members import (
     plan_members,
 )
 from limbeck.leaderboard.pictures.plans import Strict, save_drawn
+from limbeck.leaderboard.places import Places
 from limbeck.leaderboard.store import Group, Results
 
 FOLDER = "chosen"  # of a site; also the command that draws
@@ -97,7 +98,7 @@ def plan_chosen(
 
 
 def draw_chosen(
-    plan: MembersPlan, site: str | Path, *, results: str | Path, rounds: int = 2, count: int = 20
+    plan: MembersPlan, site: str | Path, *, results: Places, rounds: int = 2, count: int = 20
 ) -> tuple[Path, Chosen]:
     """Draw what planned runs chose in their first rounds into a site's folder; returns the path and what it says.
 

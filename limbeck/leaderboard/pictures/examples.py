@@ -25,6 +25,7 @@ from limbeck.leaderboard.pictures.plans import (
     save_description,
     save_picture,
 )
+from limbeck.leaderboard.places import Places
 from limbeck.leaderboard.store import FLAGGED, Group, Results
 
 if TYPE_CHECKING:
@@ -156,7 +157,7 @@ def plan_examples(
 
 
 def draw_examples(
-    plan: Plan, site: str | Path, *, results: str | Path, legend: Legend, count: int = 4, report: Report | None = None
+    plan: Plan, site: str | Path, *, results: Places, legend: Legend, count: int = 4, report: Report | None = None
 ) -> Path:
     """Draw a planned picture into a site's folder, each of its two files whole or not at all; returns its path.
 

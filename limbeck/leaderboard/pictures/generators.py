@@ -7,7 +7,6 @@ from typing import Any
 
 from pydantic import Field
 
-from limbeck.engine.config import is_teacher
 from limbeck.engine.record import RunRecord
 from limbeck.errors import ConfigError
 from limbeck.leaderboard.pictures.members import Member, identity, lowest
@@ -68,12 +67,6 @@ def shown(group: Group) -> list[RunRecord]:
         raise ConfigError(f"{group.name}: no record of a student; run the pair first")
     teacher = teacher_of(group, students[-1])
     return students if teacher is None else [teacher, *students]
-
-
-def title_of(record: RunRecord) -> str:
-    """How a picture calls a run."""
-    name = {"plain": "plain student"}.get(record.method.lower(), record.method)
-    return name.lower() if is_teacher(record.method) else name
 
 
 def cost_text(one: Generator) -> str:

@@ -19,6 +19,7 @@ from limbeck.leaderboard.checks import check_apart
 from limbeck.leaderboard.pictures.generators import TASKS, Generator, described, sampler_of, steps_of, teacher_of
 from limbeck.leaderboard.pictures.members import Member, MembersPlan, OfMembers, find_members, plan_members
 from limbeck.leaderboard.pictures.plans import Strict, save_drawn
+from limbeck.leaderboard.places import Places
 from limbeck.leaderboard.store import FLAGGED, Group, Results
 
 FOLDER = "hand-over"  # of a site; also the command that draws
@@ -107,7 +108,7 @@ def plan_hand_over(
 
 
 def draw_hand_over(
-    plan: MembersPlan, site: str | Path, *, results: str | Path, images: int | None = None, report: Any = None
+    plan: MembersPlan, site: str | Path, *, results: Places, images: int | None = None, report: Any = None
 ) -> tuple[Path, HandOver]:
     """Measure planned students at every hand-over step, and draw it; returns the picture's path and the figures.
 

@@ -21,6 +21,7 @@ from limbeck.leaderboard.pictures.plans import (
     plan_runs,
     save_drawn,
 )
+from limbeck.leaderboard.places import Places
 from limbeck.leaderboard.store import Group, Results
 
 FOLDER = "masks"  # of a site; also the command that draws
@@ -89,7 +90,7 @@ def plan_masks(
 
 
 def draw_masks(
-    plan: RunPlan, site: str | Path, *, results: str | Path, count: int = 3, report: Report | None = None
+    plan: RunPlan, site: str | Path, *, results: Places, count: int = 3, report: Report | None = None
 ) -> tuple[Path, Masks]:
     """Train a planned run again and draw its masks into a site's folder; returns the picture's path and what it says.
 

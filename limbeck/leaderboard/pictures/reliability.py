@@ -22,6 +22,7 @@ from limbeck.leaderboard.pictures.members import (
     plan_members,
 )
 from limbeck.leaderboard.pictures.plans import Strict, save_drawn
+from limbeck.leaderboard.places import Places
 from limbeck.leaderboard.store import Group, Results
 
 if TYPE_CHECKING:
@@ -110,7 +111,7 @@ def plan_reliability(
 
 
 def draw_reliability(
-    plan: MembersPlan, site: str | Path, *, results: str | Path, legend: Legend
+    plan: MembersPlan, site: str | Path, *, results: Places, legend: Legend
 ) -> tuple[Path, Reliability]:
     """Draw planned runs' diagrams into a site's folder; returns the picture's path and what it says.
 

@@ -14,6 +14,7 @@ from limbeck.leaderboard.figures import number
 from limbeck.leaderboard.pictures.generators import TASKS, Generator, cost_text, described, shown
 from limbeck.leaderboard.pictures.members import Member, MembersPlan, OfMembers, find_members, plan_members
 from limbeck.leaderboard.pictures.plans import DRAW_SEED, save_drawn
+from limbeck.leaderboard.places import Places
 from limbeck.leaderboard.store import Group, Results
 from limbeck.leaderboard.table import decimals, title
 
@@ -65,7 +66,7 @@ def plan_samples(
     return plan_members(results, benchmarks, shown, weights=weights, runs=runs, pair=pair, tasks=TASKS)
 
 
-def draw_samples(plan: MembersPlan, site: str | Path, *, results: str | Path, rows: int = 3) -> tuple[Path, Samples]:
+def draw_samples(plan: MembersPlan, site: str | Path, *, results: Places, rows: int = 3) -> tuple[Path, Samples]:
     """Draw planned runs' grids into a site's folder; returns the picture's path and what it says.
 
     Image k is of the noise and class of the k-th request of the test split, for every run.

@@ -14,6 +14,7 @@ from limbeck.leaderboard.checks import check_apart
 from limbeck.leaderboard.pictures.generators import TASKS, Generator, described, shown, steps_of
 from limbeck.leaderboard.pictures.members import Member, MembersPlan, OfMembers, find_members, plan_members
 from limbeck.leaderboard.pictures.plans import save_drawn
+from limbeck.leaderboard.places import Places
 from limbeck.leaderboard.store import Group, Results
 
 FOLDER = "trajectories"  # of a site; also the command that draws
@@ -75,7 +76,7 @@ def plan_trajectories(
 
 
 def draw_trajectories(
-    plan: MembersPlan, site: str | Path, *, results: str | Path, count: int = 2, images: int = 100
+    plan: MembersPlan, site: str | Path, *, results: Places, count: int = 2, images: int = 100
 ) -> tuple[Path, Trajectories]:
     """Draw planned runs' trajectories into a site's folder; returns the picture's path and what it says.
 

@@ -22,6 +22,7 @@ from limbeck.leaderboard.pictures.plans import (
     plan_runs,
     save_drawn,
 )
+from limbeck.leaderboard.places import Places
 from limbeck.leaderboard.store import Group, Results
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ def plan_voxels(
 
 
 def draw_voxels(
-    plan: RunPlan, site: str | Path, *, results: str | Path, legend: Legend, count: int = 3
+    plan: RunPlan, site: str | Path, *, results: Places, legend: Legend, count: int = 3
 ) -> tuple[Path, Voxels]:
     """Draw what a planned run's teacher chooses into a site's folder; returns the picture's path and what it says.
 

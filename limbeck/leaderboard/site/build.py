@@ -35,7 +35,7 @@ def build_site(
         cards: of the zoo's students, as JSON values; those whose record is among the records and has their weights get
             a page.
         note: gets one line for each picture that is not shown, for it was drawn for other records.
-        track: goes through the records while their pages are written, given how many there are, and says how far it is.
+        track: goes through the ids of records that are done, given how many there are, and says how far it is.
     Raises: ResultsError and CorruptFile as `load_results`; OutputError when `out` cannot be used.
     """
     results = load_results(folder, benchmarks=benchmarks)

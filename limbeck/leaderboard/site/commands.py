@@ -1,34 +1,49 @@
-"""The commands that make a record's run again, from the shipped config that has its benchmark and pair."""
+"""The commands that make a record's run again: as a cell of its table, or from the shipped config that has its pair."""
 
 from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
+from typing import NamedTuple
 
-from limbeck.engine.record import RunRecord
-from limbeck.engine.shipped import pair_configs
-from limbeck.leaderboard.checks import teacher_ids
+from limbeck.engine.shipped import pair_configs, reproduce_command
 
 OUT = "out/again"
 
 
-def commands_of(record: RunRecord, known: Mapping[str, RunRecord]) -> list[str]:
-    """What to type, teachers first; nothing where no shipped config has the pair.
+class Run(NamedTuple):
+    """What commands say of a run.
+
+    teachers: ids of the records whose weights it learnt from.
+    """
+
+    benchmark: str
+    pair: str
+    method: str
+    seed: int
+    teachers: tuple[str, ...] = ()
+
+
+def commands_of(run: Run, known: Mapping[str, Run]) -> list[str]:
+    """What to type: the cell of the table, with a comparison, else its trainings, teachers first.
+
+    Nothing where no shipped config has the pair.
 
     Args:
-        known: records by id, for the teachers.
+        known: runs by record id, for the teachers.
     """
+    cell = reproduce_command(run.benchmark, run.pair, run.method, run.seed)
     made: dict[str, None] = {}
-    _add(record, known, made, set())
-    return list(made)
+    _add(run, known, made, set())
+    return [] if cell is None else [cell, "# or by hand:", *made]
 
 
-def _add(record: RunRecord, known: Mapping[str, RunRecord], made: dict[str, None], seen: set[str]) -> None:
-    configs = pair_configs().get((record.benchmark, record.pair))
-    if configs is None or record.id in seen:
+def _add(run: Run, known: Mapping[str, Run], made: dict[str, None], seen: set[Run]) -> None:
+    configs = pair_configs().get((run.benchmark, run.pair))
+    if configs is None or run in seen:
         return
-    seen.add(record.id)
-    for identity in teacher_ids(record):
+    seen.add(run)
+    for identity in run.teachers:
         if identity in known:
             _add(known[identity], known, made, seen)
-    made[f"limbeck train {configs[0]} --method {shlex.quote(record.method)} --seed {record.seed} --out {OUT}"] = None
+    made[f"limbeck train {configs[0]} --method {shlex.quote(run.method)} --seed {run.seed} --out {OUT}"] = None

@@ -7,18 +7,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from limbeck.engine.config import PLAIN, TEACHER
-from limbeck.engine.record import RunRecord
 from limbeck.engine.shipped import find_source
 from limbeck.leaderboard.advice import helped, hurt
 from limbeck.leaderboard.figures import count, number, probability, share
 from limbeck.leaderboard.rows import Row
 from limbeck.leaderboard.site.addresses import Addresses, task_title
 from limbeck.leaderboard.site.cells import blank, cell, column, estimated, optional
+from limbeck.leaderboard.site.data import left_out, newest
 from limbeck.leaderboard.site.svg_plots import dots
 from limbeck.leaderboard.table import Table, column_decimals, direction, title
 
 _ARXIV = re.compile(r"arXiv:? ?(\d{4}\.\d{4,5})")
 Measured = tuple[Table, Row, str]  # with the slug of the table's section
+PAIRS = 200  # on a page: a line in a plot and one in a table each take about 1 kB
 COLUMNS = [
     column("pair", text=True),
     column("task", text=True),
@@ -54,26 +55,41 @@ def measured_methods(tables: Sequence[Table], slugs: Sequence[str]) -> dict[str,
     return dict(sorted(found.items()))
 
 
-def method_view(measured: Sequence[Measured], records: Mapping[str, RunRecord], addresses: Addresses) -> dict[str, Any]:
-    """Everything that the template shows of one method."""
-    name = measured[0][1].method
+def method_view(
+    measured: Sequence[Measured],
+    parts: Mapping[str, Sequence[str]],
+    addresses: Addresses,
+    latest: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """Everything that the template shows of one method, and of `every_row` also the lines that it has no room for.
+
+    Args:
+        parts: the registered names that a run is built of, by record id.
+        latest: when the newest run of a table finished, by slug.
+    """
+    name, finished = measured[0][1].method, latest or {}
+    shown = newest(measured, PAIRS, lambda one: finished.get(one[2], ""))
+    every = [_row(*one, addresses) for one in measured]
+    kept = {id(row) for _, row, _ in shown}
     return dict(
         name=name,
-        sources=[_source(one) for one in source_names(measured, records)],
+        sources=[_source(one) for one in source_names(measured, parts)],
         assumptions=list(dict.fromkeys(row.assumption for _, row, _ in measured if row.assumption)),
         columns=COLUMNS,
-        rows=[_row(*one, addresses) for one in measured],
-        plots=_plots(name, measured),
+        rows=[line for line, (_, row, _) in zip(every, measured, strict=True) if id(row) in kept],
+        every_row=every,
+        left_out=left_out(len(shown), len(measured), f"methods/{addresses.methods[name.lower()]}.csv"),
+        plots=_plots(name, shown),
         pairs=len(measured),
         helped=sum(helped(row) for _, row, _ in measured),
         hurt=sum(hurt(row) for _, row, _ in measured),
     )
 
 
-def index_row(measured: Sequence[Measured], records: Mapping[str, RunRecord], addresses: Addresses) -> list[Any]:
+def index_row(measured: Sequence[Measured], parts: Mapping[str, Sequence[str]], addresses: Addresses) -> list[Any]:
     """The method's line in the list of all."""
     name = measured[0][1].method
-    said = [one for s in source_names(measured, records) if (one := find_source(s)) is not None]
+    said = [one for s in source_names(measured, parts) if (one := find_source(s)) is not None]
     counts = [sum(helped(r) for _, r, _ in measured), sum(hurt(r) for _, r, _ in measured)]
     return [
         cell(name, link=addresses.method(name)),
@@ -83,19 +99,9 @@ def index_row(measured: Sequence[Measured], records: Mapping[str, RunRecord], ad
     ]
 
 
-def source_names(measured: Iterable[Measured], records: Mapping[str, RunRecord]) -> list[str]:
-    """The registered names that a method's runs are built of: its links, then its loop and strategy."""
-    names: dict[str, None] = {}
-    for _, row, _ in measured:
-        config = records[next(iter(row.records.values()))].config
-        model = config.get("model")
-        for link in (model.get("links") if isinstance(model, Mapping) else None) or []:
-            names[str(link.get("type", ""))] = None
-        loop = config.get("loop")
-        for part in (loop, loop.get("strategy") if isinstance(loop, Mapping) else None):
-            if isinstance(part, Mapping):
-                names[str(part.get("type", ""))] = None
-    return [n for n in names if n]
+def source_names(measured: Iterable[Measured], parts: Mapping[str, Sequence[str]]) -> list[str]:
+    """The registered names that a method's runs are built of; the first run of a row speaks for all."""
+    return list(dict.fromkeys(name for _, row, _ in measured for name in parts[next(iter(row.records.values()))]))
 
 
 def _source(name: str) -> dict[str, Any]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from limbeck.engine.record import RunRecord
+from limbeck.engine.config import TEACHER
 from limbeck.leaderboard.stats import MINIMUM_GAP, RELATIVE_GAP
 from limbeck.leaderboard.store import Results
-from limbeck.leaderboard.table import environments
+from limbeck.leaderboard.table import Table, machines_of
 
 SELECTIONS = {
     "last": "last: the weights after the last epoch",
@@ -29,27 +29,23 @@ _ENVIRONMENT = {
 }
 
 
-def numbers_view(results: Results, records: Iterable[RunRecord], views: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Everything that the template shows.
-
-    Args:
-        views: of the groups.
-    """
-    rules = sorted({g.sample.recipe.selection for g in results})
+def numbers_view(results: Results, tables: Sequence[Table], *, has_curves: bool) -> dict[str, Any]:
+    """Everything that the template shows."""
+    rules = sorted({g.first["selection"] for g in results})
     return dict(
         minimum_gap=_minimum_gap(results),
-        taught=any(row["marks"].endswith("§") for view in views for row in view["rows"]),
-        lower=any(not g.sample.higher_is_better for g in results),
+        taught=any(row.from_teacher for table in tables for row in table.rows if row.role != TEACHER),
+        lower=any(not g.first["higher"] for g in results),
         selections=[SELECTIONS.get(rule, rule) for rule in rules],
-        has_curves=any(view["curves"] or view["across"] for view in views),
+        has_curves=has_curves,
         environment_columns=list(_ENVIRONMENT.values()),
-        environments=[_environment(e) for e in environments(records)],
+        environments=[_environment(e) for e in machines_of(results.runs)],
     )
 
 
 def _minimum_gap(results: Results) -> str:
     """The smallest gap that can be closed, in words; of the kinds of primary metrics that are there."""
-    kinds = {g.sample.higher_is_better for g in results}
+    kinds = {g.first["higher"] for g in results}
     percent = f"{100 * RELATIVE_GAP:g} %"
     said = {True: f"{MINIMUM_GAP} points better than", False: f"{percent} lower than"}
     return ", or where lower is better less than ".join(said[kind] for kind in sorted(kinds, reverse=True))

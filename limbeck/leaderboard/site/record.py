@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import json
+import marshal
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 from limbeck.engine.record import RunRecord
 from limbeck.leaderboard.checks import teacher_ids
 from limbeck.leaderboard.figures import BLANK, count, number
 from limbeck.leaderboard.site.addresses import Addresses, task_title
-from limbeck.leaderboard.site.commands import commands_of
+from limbeck.leaderboard.site.commands import Run, commands_of
 from limbeck.leaderboard.site.history import history_view
 from limbeck.leaderboard.table import decimals, title
 
 
-def record_view(record: RunRecord, known: Mapping[str, RunRecord], addresses: Addresses) -> dict[str, Any]:
+def record_view(record: RunRecord, known: Mapping[str, Run], addresses: Addresses) -> dict[str, Any]:
     """Everything that the template shows of one record.
 
     Args:
-        known: every record of the site by id; another one has no page to link to.
+        known: runs of the site by record id; one that is not among them has no page to link to.
     """
     return dict(
         id=record.id,
@@ -37,15 +39,37 @@ def record_view(record: RunRecord, known: Mapping[str, RunRecord], addresses: Ad
         student=addresses.student(record.id),
         links=_links(record, known, addresses),
         metrics=_metrics(record),
-        classes=[(title(name), list(values.items())) for name, values in record.per_class.items()],
+        classes=[
+            (title(name), [(key, f"{value:.4g}") for key, value in values.items()])
+            for name, values in record.per_class.items()
+        ],
         training=history_view(record),
         sections=_sections(record),
-        commands=commands_of(record, known),
-        config=json.dumps(record.config, indent=1, ensure_ascii=False),
+        commands=commands_of(_run(record), known),
+        config=config_text(record.config),
     )
 
 
-def _links(record: RunRecord, known: Mapping[str, RunRecord], addresses: Addresses) -> list[tuple[str, str, str]]:
+def _run(record: RunRecord) -> Run:
+    return Run(record.benchmark, record.pair, record.method, record.seed, tuple(teacher_ids(record)))
+
+
+def config_text(config: Mapping[str, Any]) -> str:
+    """A config as indented JSON; of what it has in common with the configs of many other runs the text is kept."""
+    # marshal tells 1 from 1.0 and True, as an equal value would not, and is several times as fast as JSON
+    parts = (
+        f"{_laid_out(marshal.dumps(key, 2))}: {_laid_out(marshal.dumps(value, 2))}" for key, value in config.items()
+    )
+    return "{\n " + ",\n ".join(parts) + "\n}" if config else "{}"
+
+
+@lru_cache(maxsize=4096)
+def _laid_out(part: bytes) -> str:
+    text = json.dumps(marshal.loads(part), indent=1, ensure_ascii=False)
+    return text.replace("\n", "\n ")  # line breaks of the layout: those in texts are escaped
+
+
+def _links(record: RunRecord, known: Mapping[str, Run], addresses: Addresses) -> list[tuple[str, str, str]]:
     """Teachers and the plain student with this seed: what, id, address."""
     found = [("teacher", identity) for identity in dict.fromkeys(teacher_ids(record))]
     if record.plain_record:

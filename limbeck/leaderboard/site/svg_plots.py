@@ -45,10 +45,10 @@ def against(data: Mapping[str, Any], key: str, name: str, label: str, *, front: 
 
     Args:
         data: as of `dots`, with the cost as `key`; rows without it are left out.
-        front: join the rows that no other is as good as at no higher cost, and name these alone.
+        front: join the rows that are `on_front`, by cost as they come, and name these alone.
     """
     rows = [r for r in data["rows"] if r.get(key) is not None]
-    on = _front(rows, key, data["higher"]) if front else rows
+    on = [r for r in rows if r["on_front"]] if front else rows
     height = max(300, 70 + 17 * len(on))
     plot = Plot(label, height, top=24, right=gutter(r["method"] for r in on) + 14)
     costs = [float(r[key]) for r in rows]
@@ -75,16 +75,6 @@ def against(data: Mapping[str, Any], key: str, name: str, label: str, *, front: 
             plot.line(x(row[key]), y(row["low"]), x(row[key]), y(row["high"]), "bar thin", mark)
         plot.add("circle", mark, cx=x(row[key]), cy=y(row["mean"]), r=5.0 if row in on else 3.0)
     return plot.markup()
-
-
-def _front(rows: Sequence[Mapping[str, Any]], key: str, higher: bool) -> list[Mapping[str, Any]]:
-    """The rows, by cost, that are better than every cheaper one."""
-    sign, best, found = 1 if higher else -1, -math.inf, []
-    for row in sorted(rows, key=lambda r: (r[key], -sign * r["mean"])):
-        if sign * row["mean"] > best:
-            best = sign * row["mean"]
-            found.append(row)
-    return found
 
 
 def ablation(data: Mapping[str, Any], label: str) -> Any:

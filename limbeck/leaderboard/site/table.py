@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from limbeck.engine.config import PLAIN, TEACHER
@@ -41,10 +41,11 @@ def group_view(table: Table, slug: str, *, link: Link) -> dict[str, Any]:
         link: gives the address of a record's file.
     """
     plain = next((r for r in table.rows if r.role == PLAIN), None)
-    rows = [_row_view(table, row, plain, f"{slug}-row{i}", link) for i, row in enumerate(table.rows)]
+    places = {m: column_decimals(table, m) for m in table.metrics}
+    rows = [_row_view(table, row, plain, f"{slug}-row{i}", link, places) for i, row in enumerate(table.rows)]
     devices = sorted({e["device"] for e in table.environments})
     primary = f"{title(table.primary)} {direction(table, table.primary)}"
-    ablations, more = _ablations(table, slug, primary, plain, link)
+    ablations, more = _ablations(table, slug, primary, plain, link, places)
     plot = _plot(table, primary, rows)
     return dict(
         slug=slug,
@@ -91,7 +92,7 @@ def _drawn(table: Table, plot: dict[str, Any], primary: str) -> dict[str, Any]:
 
 
 def _ablations(
-    table: Table, slug: str, primary: str, plain: Row | None, link: Link
+    table: Table, slug: str, primary: str, plain: Row | None, link: Link, places: Mapping[str, int]
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """The ablations, and the rows behind their points; a method's own point has the records of its row above."""
     above = {row.method: f"{slug}-row{i}" for i, row in enumerate(table.rows)}
@@ -101,7 +102,9 @@ def _ablations(
         ids = [above[p.row.method] if p.is_base else f"{name}-{j}" for j, p in enumerate(ablation.points)]
         views.append(ablation_view(table, ablation, name, primary, ids))
         rows += [
-            _row_view(table, p.row, plain, popover, link) for p, popover in zip(ablation.points, ids) if not p.is_base
+            _row_view(table, p.row, plain, popover, link, places)
+            for p, popover in zip(ablation.points, ids)
+            if not p.is_base
         ]
     return views, rows
 
@@ -142,18 +145,19 @@ def _figure(value: float | None, text: str, half: str = "", exact: float | None 
     return dict(value=value, text=text, half=half, exact=exact)
 
 
-def _metric_figure(table: Table, cell: Cell | None, metric: str) -> dict[str, Any]:
+def _metric_figure(cell: Cell | None, places: int) -> dict[str, Any]:
     if cell is None:
         return _figure(None, BLANK)
-    places = column_decimals(table, metric)
     half = cell.estimate.half
     said = "" if half is None else number(half, places)
     return _figure(cell.estimate.mean, number(cell.estimate.mean, places), said, half)
 
 
-def _row_view(table: Table, row: Row, plain: Row | None, popover: str, link: Link) -> dict[str, Any]:
-    places = column_decimals(table, table.primary)
-    cells = {f"metric:{m}": _metric_figure(table, row.cells.get(m), m) for m in table.metrics}
+def _row_view(
+    table: Table, row: Row, plain: Row | None, popover: str, link: Link, decimals: Mapping[str, int]
+) -> dict[str, Any]:
+    places = decimals[table.primary]
+    cells = {f"metric:{m}": _metric_figure(row.cells.get(m), decimals[m]) for m in table.metrics}
     cells["rank"] = _figure(row.rank, str(row.rank))
     cells["n"] = _figure(row.n, str(row.n))
     cells["p"] = _figure(row.p, probability(row.p))
@@ -169,10 +173,7 @@ def _row_view(table: Table, row: Row, plain: Row | None, popover: str, link: Lin
     base = plain.cells[table.primary].values if plain is not None and row.role == "method" else {}
     runs = []
     for seed, identity in row.records.items():
-        values = [
-            number(row.cells[m].values.get(seed) if m in row.cells else None, column_decimals(table, m))
-            for m in table.metrics
-        ]
+        values = [number(row.cells[m].values.get(seed) if m in row.cells else None, decimals[m]) for m in table.metrics]
         run = dict(seed=seed, id=identity, link=link(identity), figures=values, plain="", gain="")
         if plain is not None and seed in base:
             over = row.cells[table.primary].values[seed], base[seed]

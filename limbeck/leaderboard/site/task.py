@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from markupsafe import Markup
@@ -12,14 +12,17 @@ from limbeck.errors import ConfigError, ExtraMissing
 from limbeck.leaderboard.across import across, across_svg
 from limbeck.leaderboard.advice import MethodAdvice, PairAdvice, advise_methods, advise_pair, never_helped
 from limbeck.leaderboard.figures import count, number, probability, share
+from limbeck.leaderboard.pareto import pareto
 from limbeck.leaderboard.render_tasks import across_notes, across_sentences
 from limbeck.leaderboard.rows import Row
-from limbeck.leaderboard.site.addresses import Addresses, task_title
+from limbeck.leaderboard.site.addresses import Addresses, slug, task_title
 from limbeck.leaderboard.site.cells import blank, cell, column, estimated, optional
+from limbeck.leaderboard.site.data import left_out, newest
 from limbeck.leaderboard.site.svg_plots import against
 from limbeck.leaderboard.table import Table, column_decimals, direction, title
 
 SHORT = 5  # methods of a short table
+PAIRS = 100  # on a page: with a line and a short table each they take about 6 kB
 
 
 def across_view(tables: Sequence[Table]) -> dict[str, Any] | None:
@@ -37,28 +40,45 @@ def across_view(tables: Sequence[Table]) -> dict[str, Any] | None:
     return dict(svg=drawn, sentences=across_sentences(found), notes=across_notes(found))
 
 
-def task_view(task: str, tables: Sequence[Table], slugs: Sequence[str], addresses: Addresses) -> dict[str, Any]:
-    """Everything that the template shows of one task.
+def task_view(
+    task: str,
+    tables: Sequence[Table],
+    slugs: Sequence[str],
+    addresses: Addresses,
+    latest: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """Everything that the template shows of one task, and of `every_pair` also the lines that it has no room for.
+
+    Advice by method and the comparison across pairs are of all pairs; of `PAIRS` pairs with the newest runs there is
+    a line and a short table.
 
     Args:
         slugs: of the tables, the ids of their sections.
+        latest: when the newest run of a table finished, by slug.
     """
-    newest = {b: max(t.version for t in tables if t.benchmark == b) for b in {t.benchmark for t in tables}}
-    current = [(t, s) for t, s in zip(tables, slugs, strict=True) if t.version == newest[t.benchmark]]
+    highest = {b: max(t.version for t in tables if t.benchmark == b) for b in {t.benchmark for t in tables}}
+    current = [(t, s) for t, s in zip(tables, slugs, strict=True) if t.version == highest[t.benchmark]]
     only = [t for t, _ in current]
+    every = [_pair_row(advise_pair(t), s, addresses) for t, s in current]
+    finished = latest or {}
+    shown = newest(list(zip(current, every, strict=True)), PAIRS, lambda one: finished.get(one[0][1], ""))
+    short = [one for one, _ in shown]
     methods = advise_methods(only)
     return dict(
         title=task_title(task),
         task=task,
         pairs=len(current),
         pair_columns=_PAIR_COLUMNS,
-        pair_rows=[_pair_row(advise_pair(t), s, addresses) for t, s in current],
+        pair_rows=[row for _, row in shown],
+        every_pair=every,
+        left_out=left_out(len(shown), len(current), f"tasks/{slug(task)}.csv"),
         method_columns=_METHOD_COLUMNS,
         method_rows=[_method_row(m, addresses) for m in methods],
         never=[_counted(m, addresses) for m in never_helped(methods)],
         harmed=[_counted(m, addresses) for m in methods if m.hurt],
         across=across_view(only),
-        benchmarks=[_benchmark(name, current, addresses) for name in dict.fromkeys(t.benchmark for t in only)],
+        benchmark_count=len({t.benchmark for t in only}),
+        benchmarks=[_benchmark(name, short, addresses) for name in dict.fromkeys(t.benchmark for t, _ in short)],
     )
 
 
@@ -139,29 +159,24 @@ def _benchmark(name: str, current: Sequence[tuple[Table, str]], addresses: Addre
 
 def _cost_plot(tables: Sequence[Table]) -> Any:
     """Quality against parameters of everything that a benchmark's pairs deploy; None where all have one size."""
-    first, seen, rows = tables[0], set(), []
-    for table in tables:
-        for row in table.rows:
-            key = (row.method, tuple(row.records.values()))
-            if row.flags or key in seen or table.primary not in row.cells:
-                continue
-            seen.add(key)  # a teacher of two pairs is one point
-            mean = row.cells[table.primary].estimate.mean
-            places = column_decimals(table, table.primary)
-            said = f"{row.method} in {table.pair}: {number(mean, places)}, {count(row.cost.parameters)} parameters"
-            rows.append(
-                dict(
-                    method=row.method,
-                    role=row.role,
-                    flagged=False,
-                    mean=mean,
-                    parameters=row.cost.parameters,
-                    hover=said,
-                    popover="",
-                )
-            )
-    if len({r["parameters"] for r in rows}) < 2:
+    first = tables[0]
+    found = [p for p in pareto(tables, "params").points if not p.flags]
+    if len({p.cost for p in found}) < 2:
         return None
+    places = {t.pair: column_decimals(t, t.primary) for t in tables}
+    rows = [
+        dict(
+            method=p.method,
+            role=p.role,
+            flagged=False,
+            mean=p.value.mean,
+            parameters=p.cost,
+            on_front=p.on_front,
+            hover=f"{p.method} in {p.pair}: {number(p.value.mean, places[p.pair])}, {count(p.cost)} parameters",
+            popover="",
+        )
+        for p in found
+    ]
     heading = f"{title(first.primary)} {direction(first, first.primary)}"
     data = dict(title=heading, higher=first.higher_is_better, rows=rows)
     label = f"{heading} of {first.benchmark} against parameters; the tables of the benchmark have the same figures"

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -170,31 +172,15 @@ class Sampler:
         return x0.clamp(-1, 1) if (denoiser.clip if self.clip is None else self.clip) else x0
 
     def scheduler(self, schedule: NoiseSchedule) -> Any:
-        """A scheduler of diffusers that takes x0, its timesteps set.
+        """A scheduler of diffusers that takes x0, its timesteps set, and with a state of its own.
 
         Raises: ExtraMissing; ConfigError for steps that do not divide the schedule's.
         """
         schedule.trailing(self.steps)
-        diffusers = require("diffusers", "sampling from a diffusion model", "diffusion")
-        common: dict[str, Any] = dict(
-            num_train_timesteps=schedule.steps,
-            trained_betas=schedule.betas().tolist(),
-            prediction_type="sample",
-            timestep_spacing="trailing",
-        )
-        extra: dict[str, Any] = {}
-        if self.kind == "ddim":
-            made = diffusers.DDIMScheduler(**common, clip_sample=False, set_alpha_to_one=True)
-        elif self.kind == "dpm-solver":
-            made = diffusers.DPMSolverMultistepScheduler(**common, algorithm_type="dpmsolver++", solver_order=2)
-        elif self.kind == "euler":
-            made = diffusers.EulerDiscreteScheduler(**common)
-        else:
-            made = diffusers.LCMScheduler(**common, clip_sample=False)
-            # Of a latent consistency model's c_skip and c_out: our students' x0 is what the next step starts from.
-            made.get_scalings_for_boundary_condition_discrete = lambda timestep: (0.0, 1.0)
-            extra["original_inference_steps"] = schedule.steps  # with it its times are the trailing ones
-        made.alphas_cumprod = schedule.alphas_cumprod.clone()
+        # What a scheduler remembers from step to step is made anew by `set_timesteps`; its tables are never written to.
+        made = copy(_scheduler(self.kind, schedule))
+        # With it the times of a consistency sampler are the trailing ones.
+        extra = {"original_inference_steps": schedule.steps} if self.kind == "consistency" else {}
         made.set_timesteps(self.steps, **extra)
         return made
 
@@ -216,6 +202,33 @@ class Sampler:
         by α instead gives every kind the same z.
         """
         return (scheduler.sigmas[index] ** 2 + 1) ** 0.5 if self.kind == "euler" else 1.0
+
+
+@lru_cache(maxsize=16)
+def _scheduler(kind: str, schedule: NoiseSchedule) -> Any:
+    """A scheduler of diffusers before its timesteps are set: kept, for every batch that is sampled asks for one.
+
+    Raises: ExtraMissing.
+    """
+    diffusers = require("diffusers", "sampling from a diffusion model", "diffusion")
+    common: dict[str, Any] = dict(
+        num_train_timesteps=schedule.steps,
+        trained_betas=schedule.betas().tolist(),
+        prediction_type="sample",
+        timestep_spacing="trailing",
+    )
+    if kind == "ddim":
+        made = diffusers.DDIMScheduler(**common, clip_sample=False, set_alpha_to_one=True)
+    elif kind == "dpm-solver":
+        made = diffusers.DPMSolverMultistepScheduler(**common, algorithm_type="dpmsolver++", solver_order=2)
+    elif kind == "euler":
+        made = diffusers.EulerDiscreteScheduler(**common)
+    else:
+        made = diffusers.LCMScheduler(**common, clip_sample=False)
+        # Of a latent consistency model's c_skip and c_out: our students' x0 is what the next step starts from.
+        made.get_scalings_for_boundary_condition_discrete = lambda timestep: (0.0, 1.0)
+    made.alphas_cumprod = schedule.alphas_cumprod.clone()
+    return made
 
 
 # --- where sampling starts ---

@@ -14,10 +14,11 @@ from limbeck.engine.evaluate import build_dataset
 from limbeck.engine.loop import Loop, record_of_rounds
 from limbeck.engine.prepare import unaugmented
 from limbeck.engine.record import RunRecord, write_record
-from limbeck.engine.registry import DATASETS, LOOPS, STRATEGIES
+from limbeck.engine.registry import LOOPS, STRATEGIES
 from limbeck.engine.run import STUDENT_FILE, RunOptions
 from limbeck.engine.saved_predictions import copy_predictions
 from limbeck.engine.selection import Strategy
+from limbeck.engine.shared_data import make_dataset, shared_data
 from limbeck.engine.weights import atomic_path
 from limbeck.errors import ConfigError
 from limbeck.multimodal.vlm.coverage import area_under_curve, class_coverage
@@ -74,9 +75,13 @@ class ActiveLearning(Loop):
         return Rounds(config, options, folder, passes=self.passes, refit=self.refit, teacher_lag=self.teacher_lag)
 
     def run(self, config: RunConfig, options: RunOptions, folder: Path) -> RunRecord:
-        """See the class; rounds that are done are not repeated."""
+        """See the class; rounds that are done are not repeated. Data sets are read and decoded once for all rounds."""
+        with shared_data():
+            return self._run(config, options, folder)
+
+    def _run(self, config: RunConfig, options: RunOptions, folder: Path) -> RunRecord:
         rounds = self.rounds_of(config, options, folder)
-        dataset = build_dataset(config.data, "train")
+        dataset = build_dataset(unaugmented(config.data), "train")  # as the rounds' pool, so decoded once
         classes = len(dataset.classes)
         budget = self.budget or classes
         left = len(dataset) - len(dataset.labelled)
@@ -143,7 +148,7 @@ def _start(rounds: Rounds, ids: np.ndarray, labels: np.ndarray) -> None:
 def _truth(config: RunConfig, pool: np.ndarray) -> np.ndarray:
     """Labels (N,) of all images of the pool: read apart, so that no training set has them."""
     train = unaugmented(config.data).train
-    base: Any = DATASETS.make({"split": train.get("split", "train"), **train["of"]}, where="in data.train.of")
+    base: Any = make_dataset({"split": train.get("split", "train"), **train["of"]}, where="in data.train.of")
     labels = np.asarray(base.labels, np.int64)[pool]
     if (labels < 0).any():
         raise ConfigError(

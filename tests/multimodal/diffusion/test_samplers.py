@@ -16,6 +16,7 @@ from limbeck.errors import ConfigError, UnknownName, UserError  # noqa: E402
 from limbeck.multimodal.diffusion.samplers import (  # noqa: E402
     KINDS,
     Sampler,
+    _scheduler,
     class_labels,
     generators,
     noise,
@@ -215,6 +216,30 @@ def test_sampling_is_deterministic_and_draws_from_no_global_generator(kind) -> N
     torch.manual_seed(1)
     again = Sampler(kind, 4).sample(model, z, LABELS, generators=generators(3, 5))
     assert torch.equal(first.images, again.images)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_scheduler_is_built_once_and_no_run_leaves_a_trace_in_the_next(kind) -> None:
+    model, z, sampler = toy(), normal(7, 1, 4, 4, dtype=torch.float32), Sampler(kind, 4)
+
+    def sampled(start: int) -> torch.Tensor:
+        part = slice(start, start + 2)
+        return sampler.sample(model, z[part], LABELS[:2], generators=generators(2, 5, first=start)).images
+
+    anew = []
+    for start in range(0, 6, 2):
+        _scheduler.cache_clear()
+        anew.append(sampled(start))
+    _scheduler.cache_clear()
+    kept = [sampled(0)]
+    sampler.run(model, z[6:], LABELS[:1], last=2, generators=generators(1, 5))  # one that stops on the way
+    Sampler(kind, 2).sample(model, z[:1], LABELS[:1], generators=generators(1, 5))  # other steps, the same tables
+    kept += [sampled(start) for start in range(2, 6, 2)]
+    assert _scheduler.cache_info().misses == 1
+    assert all(torch.equal(a, b) for a, b in zip(kept, anew, strict=True))
+    other, again = sampler.scheduler(model.schedule), sampler.scheduler(NoiseSchedule.cosine(model.schedule.steps))
+    assert _scheduler.cache_info().misses == 2  # another schedule has tables of its own
+    assert torch.equal(other.alphas_cumprod, again.alphas_cumprod)
 
 
 @pytest.mark.parametrize("kind", ["ddim", "consistency"])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +20,11 @@ from limbeck.engine.saved_predictions import saved_figures
 from limbeck.engine.selection import Pool, Strategy
 from limbeck.engine.weights import read_weights, sha256_file
 from limbeck.errors import ConfigError, UnknownName
+from limbeck.multimodal.vlm import loops
 from limbeck.multimodal.vlm.loops import whole
 from limbeck.multimodal.vlm.rounds import Rounds
 from tests.multimodal.vlm.test_run import TONES, options, tones_pair, tones_run
-from tests.multimodal.vlm.toys import KNOWN
+from tests.multimodal.vlm.toys import KNOWN, Tones
 
 LOOP: dict[str, Any] = dict(type="ActiveLearning", strategy=dict(type="PCoreSet"), rounds=2, budget=4)
 
@@ -79,6 +82,29 @@ def test_record_of_a_loop_adds_up_its_rounds(tmp_path):
     assert len(list((tmp_path / "runs").rglob("predictions*"))) == 2  # the last round's, and its copy
     unequal = whole(config, inner, [6, 8, 14], [3.0, 3.0, 3.0]).metrics["aulc"]  # a trapezoid is as wide as its labels
     assert unequal == pytest.approx((2 * (accuracy[0] + accuracy[1]) + 6 * (accuracy[1] + accuracy[2])) / 16)
+
+
+def test_rounds_share_what_they_decoded_and_no_figure_changes(tmp_path, monkeypatch):
+    built: list[tuple[str, str]] = []
+    whole_init = Tones.__init__
+
+    @wraps(whole_init)
+    def counted(self: Tones, split: str, *args: Any, **options: Any) -> None:
+        built.append((split, json.dumps(options, sort_keys=True)))
+        whole_init(self, split, *args, **options)
+
+    monkeypatch.setattr(Tones, "__init__", counted)
+    config = active(tmp_path, of=dict(type="Tones", augment=dict(pad=1, flip=True), views=0))
+    shared = execute(config, options(tmp_path))
+    assert len(built) == len(set(built)) == 4  # train, train without augmentation, val, test
+    built.clear()
+    with monkeypatch.context() as patched:
+        patched.setattr(loops, "shared_data", nullcontext)
+        anew = execute(config, options(tmp_path, "anew"))
+    assert len(built) > 4
+    assert [chosen(tmp_path, config, n) for n in (1, 2)] == [chosen(tmp_path, config, n, "anew") for n in (1, 2)]
+    for field in ("metrics", "val_metrics", "per_class", "data", "student_sha256", "initial_hash", "config_hash"):
+        assert getattr(shared, field) == getattr(anew, field), field
 
 
 class Interrupted(Exception):

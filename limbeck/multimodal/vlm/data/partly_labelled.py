@@ -14,6 +14,7 @@ from torch import Tensor
 from limbeck.engine.augment import sample_uniforms
 from limbeck.engine.data import UNLABELLED, ViewDataset, content_hash
 from limbeck.engine.registry import DATASETS, accepted_keys
+from limbeck.engine.shared_data import make_dataset
 from limbeck.errors import ConfigError
 
 _POOL_SEED = 0  # decides the pool for good: every seed and every number of labels shares it, and its teacher cache
@@ -185,7 +186,7 @@ def _build(of: Mapping[str, Any], split: str, seed: int | None) -> ViewDataset:
     kind = DATASETS.lookup(str(config.get("type", "")), "in `of` of PartlyLabelled")
     if seed is not None and "seed" in (accepted_keys(kind) or ()):
         config.setdefault("seed", seed)
-    base = DATASETS.make(config, where="in `of` of PartlyLabelled")
+    base = make_dataset(config, where="in `of` of PartlyLabelled")
     labels = np.asarray(getattr(base, "labels", []))
     if not isinstance(base, ViewDataset) or labels.shape != (len(base),) or isinstance(base, PartlyLabelled):
         raise ConfigError(f"PartlyLabelled wraps a data set of image classification; {type(base).__name__} is none")
