@@ -288,12 +288,16 @@ _EVENTS: Any = None  # of this worker process: a queue cannot travel with a job,
 
 
 def _start_worker(queue: Any) -> None:
-    """Keep the queue, and end when the suite's process is killed: else a worker would hold its run's folder."""
+    """Keep the queue, and end when the suite's process is killed: else a worker would hold its run's folder.
+
+    Events that nobody reads any more, because the suite stopped with an error, do not hold the process either.
+    """
     import threading
     import time
 
     global _EVENTS
     _EVENTS = queue
+    queue.cancel_join_thread()
     parent = os.getppid()
 
     def watch() -> None:

@@ -152,3 +152,19 @@ def test_ray_gives_the_same_students(tmp_path):
     for identity in outcome.made:
         a, b = (read_record(record_path(tmp_path / n / "records", identity)) for n in ("local", "ray"))
         assert a.student_sha256 == b.student_sha256
+
+
+def test_a_suite_that_stops_with_an_error_does_not_wait_for_its_events_to_be_read(tmp_path):
+    """The workers' queue is read by the suite's process alone, which is on its way out; a pipe holds less than this."""
+    script = tmp_path / "stop.py"
+    script.write_text(
+        "from limbeck.engine import bench\n"
+        "def talk(events):\n"
+        "    for _ in range(events):\n"
+        "        bench._EVENTS.put('x' * 100)\n"
+        "if __name__ == '__main__':\n"
+        "    with bench._local_pool(1, 1) as pool:\n"
+        "        pool.submit(talk, 5000).result()\n"
+        "        raise SystemExit(7)\n"
+    )
+    assert subprocess.run([sys.executable, str(script)], timeout=240, cwd=ROOT).returncode == 7

@@ -136,6 +136,7 @@ def _sections(record: RunRecord) -> list[tuple[str, list[tuple[str, str]]]]:
                 ("config", record.config_hash),
                 ("student's weights", record.student_sha256),
                 ("weights before the first step", record.initial_hash),
+                *([("predictions on test", record.predictions_sha256)] if record.predictions_sha256 else []),
             ],
         ),
     ]
