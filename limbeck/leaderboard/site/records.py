@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import polars as pl
 
 
-def write_records(pages: Pages, folder: Path, shown: pl.DataFrame) -> Iterator[str]:
+def write_records(pages: Pages, folder: Path, shown: pl.DataFrame) -> Generator[str, None, None]:
     """Write a page a record, and its file; gives the ids of those that are done.
 
     Nothing but text of the records goes to other processes, which write what they made. They start at once, not when
@@ -41,7 +41,7 @@ def write_records(pages: Pages, folder: Path, shown: pl.DataFrame) -> Iterator[s
     return _flat(found)
 
 
-def _flat(found: Any) -> Iterator[str]:
+def _flat(found: Any) -> Generator[str, None, None]:
     try:
         for chunk in found:
             yield from chunk
@@ -52,7 +52,7 @@ def _flat(found: Any) -> Iterator[str]:
 def _chunks(shown: pl.DataFrame) -> Iterator[tuple[list[str], dict[str, Run]]]:
     """Ids of records whose pages are written together, and the runs that these pages link to."""
     columns = shown.select("id", "benchmark", "pair", "method", "seed", "teachers")
-    known = {identity: Run(*place, tuple(teachers)) for identity, *place, teachers in columns.iter_rows()}
+    known = {row[0]: Run(*row[1:5], tuple(row[5])) for row in columns.iter_rows()}
     plain = dict(shown.select("id", "plain_record").iter_rows())
     ids = list(known)
     for start in range(0, len(ids), CHUNK):
