@@ -52,7 +52,10 @@ def _flat(found: Any) -> Generator[str, None, None]:
 def _chunks(shown: pl.DataFrame) -> Iterator[tuple[list[str], dict[str, Run]]]:
     """Ids of records whose pages are written together, and the runs that these pages link to."""
     columns = shown.select("id", "benchmark", "pair", "method", "seed", "teachers")
-    known = {row[0]: Run(*row[1:5], tuple(row[5])) for row in columns.iter_rows()}
+    known = {
+        identity: Run(benchmark, pair, method, seed, tuple(teachers))
+        for identity, benchmark, pair, method, seed, teachers in columns.iter_rows()
+    }
     plain = dict(shown.select("id", "plain_record").iter_rows())
     ids = list(known)
     for start in range(0, len(ids), CHUNK):
