@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import polars as pl
 
 
-def write_records(pages: Pages, shown: pl.DataFrame) -> Iterator[str]:
+def write_records(pages: Pages, shown: pl.DataFrame) -> Generator[str, None, None]:
     """Write a page a record, and its file; gives the ids of those that are done.
 
     Nothing but text of the records goes to other processes, which write what they made. They start at once, not when
@@ -40,7 +40,7 @@ def write_records(pages: Pages, shown: pl.DataFrame) -> Iterator[str]:
     return _flat(found)
 
 
-def _flat(found: Any) -> Iterator[str]:
+def _flat(found: Any) -> Generator[str, None, None]:
     try:
         for chunk in found:
             yield from chunk
@@ -51,7 +51,10 @@ def _flat(found: Any) -> Iterator[str]:
 def _chunks(shown: pl.DataFrame) -> Iterator[tuple[dict[str, str], dict[str, Run]]]:
     """Records, id → folder, whose pages are written together, and the runs that these pages link to."""
     columns = shown.select("id", "benchmark", "pair", "method", "seed", "teachers")
-    known = {identity: Run(*place, tuple(teachers)) for identity, *place, teachers in columns.iter_rows()}
+    known = {
+        identity: Run(benchmark, pair, method, seed, tuple(teachers))
+        for identity, benchmark, pair, method, seed, teachers in columns.iter_rows()
+    }
     plain = dict(shown.select("id", "plain_record").iter_rows())
     folders = list(shown.select("id", "folder").iter_rows())
     for start in range(0, len(folders), CHUNK):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from markupsafe import escape
 
-from limbeck.errors import CorruptFile
+from limbeck.errors import CorruptFile, OutputError
 from limbeck.leaderboard.site import method as method_module
 from limbeck.leaderboard.site import records as module
 from limbeck.leaderboard.site import task as task_module
@@ -70,6 +70,19 @@ def test_a_record_that_is_changed_meanwhile_is_named(
     with pytest.raises(CorruptFile, match=r"kd/seed1\.json: not a whole JSON record"):
         build_site(results, tmp_path / "site")
     assert [p.name for p in tmp_path.iterdir()] == ["r"]
+
+
+def test_a_failure_stops_the_other_processes(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PROCESSES_FROM", 2)
+    monkeypatch.setattr(module, "CHUNK", 1)
+
+    def full_disk(made: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("limbeck.leaderboard.site.pages._write_assets", full_disk)
+    with pytest.raises(OutputError, match="No space left"):
+        build_site(folder, tmp_path / "site")
+    assert list(tmp_path.iterdir()) == []  # nothing is written into a folder that is gone
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from xml.etree.ElementTree import fromstring
 
 import pytest
 
+from limbeck.leaderboard.pareto import on_front
 from limbeck.leaderboard.site.svg import Plot, Scale, apart, cut, measured, tick
 from limbeck.leaderboard.site.svg_plots import against, dots
 
@@ -85,5 +86,8 @@ def test_the_front_joins_what_nothing_cheaper_is_as_good_as(higher: bool, names:
         row("worst", 80.0, cost=20),
         row("dear", 95.0 if higher else 80.0, cost=40),
     ]
+    rows.sort(key=lambda one: one["cost"])
+    for one, on in zip(rows, on_front([(r["cost"], r["mean"] if higher else -r["mean"]) for r in rows]), strict=True):
+        one["on_front"] = on
     root = fromstring(str(against(dict(title="m", higher=higher, rows=rows), "cost", "cost", "plot", front=True)))
     assert [t.text for t in root.iter("text") if "name" in (t.get("class") or "")] == names
