@@ -84,7 +84,7 @@ def build(
     cards = [card.model_dump(mode="json") for card in list_students()]
     with pictures.progress(_console().is_terminal) as progress:
         index = build_site(
-            results,  # type: ignore[arg-type]  # it takes what `load_results` takes
+            results,
             out,
             benchmarks=benchmark,
             title=title,

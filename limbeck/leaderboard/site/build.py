@@ -10,13 +10,14 @@ from typing import Any
 
 from limbeck.errors import OutputError
 from limbeck.leaderboard.checks import check_apart
+from limbeck.leaderboard.places import Places
 from limbeck.leaderboard.site.pages import MANIFEST, Track, write_site
 from limbeck.leaderboard.site.pictures import Note, pictures_of
 from limbeck.leaderboard.store import load_results
 
 
 def build_site(
-    folder: str | Path,
+    folder: Places,
     out: str | Path,
     *,
     benchmarks: Collection[str] | None = None,
@@ -25,7 +26,7 @@ def build_site(
     note: Note | None = None,
     track: Track | None = None,
 ) -> Path:
-    """Build the site of a folder of records; returns the path of its index.html.
+    """Build the site of a folder of records, or of several as of one; returns the path of its index.html.
 
     The site is made beside `out` and moved into place when it is whole. An older one there is replaced; other files
     in `out` are left alone. Pictures that `limbeck leaderboard examples`, `masks`, `voxels`, `reliability`, `chosen`,
