@@ -6,6 +6,7 @@ interrupted one goes on from its last epoch next time.
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 from collections.abc import Callable, Iterator
@@ -236,7 +237,10 @@ def run_job(job: dict[str, Any], settings: _Settings) -> str:
         progress=report,
         drop_other=True,
     )
-    record = execute(config, options)
+    try:
+        record = execute(config, options)
+    finally:
+        gc.collect()  # a runner and its model name each other: the data of several runs would wait in memory
     assert isinstance(record, RunRecord)  # rank 0 always has one
     return f"{record.primary_metric} {record.value:.2f}"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -9,9 +10,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from queue import SimpleQueue
 
 import pytest
 
+from limbeck.engine import bench
 from limbeck.engine.bench import Paths, run_suite
 from limbeck.engine.output import exclusive
 from limbeck.engine.record import iter_records, read_record, record_path
@@ -168,3 +171,16 @@ def test_a_suite_that_stops_with_an_error_does_not_wait_for_its_events_to_be_rea
         "        raise SystemExit(7)\n"
     )
     assert subprocess.run([sys.executable, str(script)], timeout=240, cwd=ROOT).returncode == 7
+
+
+def test_a_worker_keeps_nothing_of_a_run_that_is_done(tmp_path, monkeypatch):
+    """A runner and its model are a cycle, which Python frees when it likes: until then their data fill memory."""
+    monkeypatch.setattr(bench, "_EVENTS", SimpleQueue())
+    job = next(j for j in plan(toy_suite(tmp_path)) if j.method == "plain")
+    paths = Paths(tmp_path / "out")
+    gc.disable()
+    try:
+        bench.run_job(job.model_dump(), bench._Settings(paths, "cpu", 1, 1))
+        assert not [one for one in gc.get_objects() if type(one).__name__ in ("Distiller", "DistillRunner")]
+    finally:
+        gc.enable()
