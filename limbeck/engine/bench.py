@@ -6,7 +6,6 @@ interrupted one goes on from its last epoch next time.
 
 from __future__ import annotations
 
-import gc
 import multiprocessing
 import os
 from collections.abc import Callable, Iterator
@@ -237,10 +236,7 @@ def run_job(job: dict[str, Any], settings: _Settings) -> str:
         progress=report,
         drop_other=True,
     )
-    try:
-        record = execute(config, options)
-    finally:
-        gc.collect()  # a runner and its model name each other: the data of several runs would wait in memory
+    record = execute(config, options)
     assert isinstance(record, RunRecord)  # rank 0 always has one
     return f"{record.primary_metric} {record.value:.2f}"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import os
@@ -111,6 +112,8 @@ def execute(config: RunConfig, options: RunOptions) -> RunRecord | None:
             if options.records is not None:
                 write_failure(options.records, build_failure(config, error))
             raise
+        finally:
+            gc.collect()  # a runner and its model name each other: the data of several runs would wait in memory
 
 
 def _train(config: RunConfig, options: RunOptions, folder: Path, device: torch.device, world: int) -> RunRecord | None:

@@ -19,7 +19,9 @@ def predictions_file(record: RunRecord, runs: str | Path | None) -> Path | None:
     """The predictions that a record names, '<record id>/predictions.safetensors' below a folder of runs; or None."""
     if runs is None or record.predictions_sha256 is None:
         return None
-    path = Path(runs) / record.id / "predictions.safetensors"
+    from limbeck.engine.saved_predictions import PREDICTIONS_FILE
+
+    path = Path(runs) / record.id / PREDICTIONS_FILE
     return path if path.is_file() else None
 
 

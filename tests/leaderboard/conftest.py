@@ -1,7 +1,8 @@
-"""Runs of tiny detection pairs, in images and in clouds, trained once for all tests that look at their records."""
+"""Runs of tiny pairs, trained once for all tests that read their records: toys, detectors of images and of clouds."""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -131,3 +132,18 @@ def small_site(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     from tests.leaderboard.small_site import build_small_site
 
     return build_small_site(tmp_path_factory.mktemp("small"))
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    from tests.leaderboard.toy_runs import run_toys
+
+    return run_toys(tmp_path_factory.mktemp("toys"))
+
+
+@pytest.fixture
+def toys(trained: SimpleNamespace, tmp_path: Path) -> SimpleNamespace:
+    """A copy of the toys to tamper with."""
+    shutil.copytree(trained.records, tmp_path / "records")
+    shutil.copytree(trained.runs, tmp_path / "runs")
+    return SimpleNamespace(records=tmp_path / "records", runs=tmp_path / "runs")

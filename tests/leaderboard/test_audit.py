@@ -17,23 +17,10 @@ from limbeck.errors import ConfigError, DataMissing, UnknownName
 from limbeck.leaderboard.audit import audit, content_hashes, counts, named_files
 from limbeck.leaderboard.checks import NoResults
 from tests.engine.toys import ToyData
-from tests.leaderboard.toy_runs import edit, run_toys
+from tests.leaderboard.toy_runs import edit
 
 HOLDS = "holds (weights, predictions)"
 MATCH, TEACHER = "toy/toy4-toy2/toymatch/seed1", "toy/toy4-toy2/teacher/seed0"
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
-    return run_toys(tmp_path_factory.mktemp("toys"))
-
-
-@pytest.fixture
-def toys(trained: SimpleNamespace, tmp_path: Path) -> SimpleNamespace:
-    """A copy to tamper with."""
-    shutil.copytree(trained.records, tmp_path / "records")
-    shutil.copytree(trained.runs, tmp_path / "runs")
-    return SimpleNamespace(records=tmp_path / "records", runs=tmp_path / "runs")
 
 
 def verdicts(toys: SimpleNamespace, *names: str) -> dict[str, str]:

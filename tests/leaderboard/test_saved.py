@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,7 +23,7 @@ from limbeck.errors import ConfigError, DataMissing
 from limbeck.leaderboard.audit import audit, counts, named_files
 from limbeck.leaderboard.saved import both, predictions_file, verify_predictions
 from limbeck.leaderboard.verify import Verification, verification_json
-from tests.leaderboard.toy_runs import edit, run_toys
+from tests.leaderboard.toy_runs import edit
 
 MATCH = "toy/toy4-toy2/toymatch/seed1"
 
@@ -115,19 +114,6 @@ def test_generation(generator_runs: SimpleNamespace, monkeypatch: pytest.MonkeyP
 
 
 # --- tampering ---
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
-    return run_toys(tmp_path_factory.mktemp("toys"))
-
-
-@pytest.fixture
-def toys(trained: SimpleNamespace, tmp_path: Path) -> SimpleNamespace:
-    """A copy to tamper with."""
-    shutil.copytree(trained.records, tmp_path / "records")
-    shutil.copytree(trained.runs, tmp_path / "runs")
-    return SimpleNamespace(records=tmp_path / "records", runs=tmp_path / "runs")
 
 
 def forbidden(*args: Any) -> Any:
