@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import json
 import os
@@ -9,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -16,8 +18,10 @@ import pytest
 
 from limbeck.engine import bench
 from limbeck.engine.bench import Paths, run_suite
+from limbeck.engine.distiller import Distiller
 from limbeck.engine.output import exclusive
 from limbeck.engine.record import iter_records, read_record, record_path
+from limbeck.engine.runner import DistillRunner
 from limbeck.engine.suite import Suite, load_suite, plan
 from limbeck.errors import OutputError
 from tests.engine.toys import toy_pair
@@ -173,14 +177,27 @@ def test_a_suite_that_stops_with_an_error_does_not_wait_for_its_events_to_be_rea
     assert subprocess.run([sys.executable, str(script)], timeout=240, cwd=ROOT).returncode == 7
 
 
+def _noting(init, made):
+    @functools.wraps(init)
+    def noting(self, *args, **options):
+        made.append(weakref.ref(self))
+        init(self, *args, **options)
+
+    return noting
+
+
 def test_a_worker_keeps_nothing_of_a_run_that_is_done(tmp_path, monkeypatch):
     """A runner and its model are a cycle, which Python frees when it likes: until then their data fill memory."""
     monkeypatch.setattr(bench, "_EVENTS", SimpleQueue())
     job = next(j for j in plan(toy_suite(tmp_path)) if j.method == "plain")
     paths = Paths(tmp_path / "out")
+    made = []
+    for one in (Distiller, DistillRunner):
+        monkeypatch.setattr(one, "__init__", _noting(one.__init__, made))
     gc.disable()
     try:
         bench.run_job(job.model_dump(), bench._Settings(paths, "cpu", 1, 1))
-        assert not [one for one in gc.get_objects() if type(one).__name__ in ("Distiller", "DistillRunner")]
+        assert made
+        assert [one for one in (ref() for ref in made) if one is not None] == []
     finally:
         gc.enable()

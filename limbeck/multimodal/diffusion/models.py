@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from limbeck.engine.registry import MODELS, require
 from limbeck.errors import ConfigError, CorruptFile, DataMissing, UnknownName
@@ -16,7 +17,7 @@ from limbeck.multimodal.diffusion.generator import BOOTGenerator, ImageGenerator
 from limbeck.multimodal.diffusion.samplers import Sampler
 from limbeck.multimodal.diffusion.schedule import NoiseSchedule, PredictionKind, schedule_of
 
-__all__ = ["denoiser_model", "diffusers_denoiser", "unet_2d"]
+__all__ = ["PatchedNetwork", "denoiser_model", "diffusers_denoiser", "unet_2d"]
 
 Attention = Literal["none", "mid", "lowest"]
 
@@ -68,6 +69,7 @@ def unet_2d(
     layers_per_block: int = 1,
     norm_num_groups: int = 8,
     attention: Attention = "mid",
+    patch_size: int = 1,
     **options: Any,
 ) -> nn.Module:
     """diffusers' `UNet2DModel` with random weights; its labels are the classes and the null class.
@@ -77,6 +79,7 @@ def unet_2d(
         block_out_channels: one a level; every level but the last halves the image.
         norm_num_groups: of group norms; divides every entry of `block_out_channels`.
         attention: 'none', 'mid' (the middle block only) or 'lowest' (also the blocks of the last level).
+        patch_size: above 1 the U-Net sees patches of so many pixels a side as channels; see `PatchedNetwork`.
         options: any other argument of `UNet2DModel`, such as attention_head_dim or dropout.
     Raises: ExtraMissing; ConfigError, UnknownName.
     """
@@ -84,10 +87,14 @@ def unet_2d(
         raise UnknownName("attention", attention, ("none", "mid", "lowest"))
     levels = len(block_out_channels)
     sides = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+    if patch_size < 1 or any(side % patch_size for side in sides):
+        raise ConfigError(f"patch_size of a UNet2DModel divides its image_size {image_size}; got {patch_size}")
+    sides = tuple(side // patch_size for side in sides)
     if not levels or any(side % 2 ** (levels - 1) for side in sides):
+        patches = f" in patches of {patch_size}" if patch_size > 1 else ""
         raise ConfigError(
-            f"a UNet2DModel of {levels} levels halves its image {levels - 1} times; image_size {image_size} is no "
-            "multiple of that: choose other block_out_channels"
+            f"a UNet2DModel of {levels} levels halves its image {levels - 1} times; image_size {image_size}{patches} "
+            "is no multiple of that: choose other block_out_channels"
         )
     if any(width % norm_num_groups for width in block_out_channels):
         raise ConfigError(
@@ -98,9 +105,9 @@ def unet_2d(
     if attention == "lowest":
         down[-1], up[0] = "AttnDownBlock2D", "AttnUpBlock2D"
     given = dict(
-        sample_size=image_size if isinstance(image_size, int) else sides,
-        in_channels=channels,
-        out_channels=channels,
+        sample_size=sides[0] if isinstance(image_size, int) else sides,
+        in_channels=channels * patch_size**2,
+        out_channels=channels * patch_size**2,
         num_class_embeds=None if num_classes is None else num_classes + 1,
         block_out_channels=tuple(block_out_channels),
         layers_per_block=layers_per_block,
@@ -109,7 +116,30 @@ def unet_2d(
         up_block_types=tuple(up),
         add_attention=attention != "none",
     )
-    return _network({**given, **options})
+    network = _network({**given, **options})
+    return network if patch_size == 1 else PatchedNetwork(network, patch_size)
+
+
+class PatchedNetwork(nn.Module):
+    """A network of diffusers on patches of an image: p × p pixels are p² channels of one position, and back.
+
+    The rearrangement keeps noise independent and normal, and loses nothing; a pass costs about p² times less.
+
+    Args:
+        network: takes and gives p² · C channels.
+        patch_size: p, a divisor of the image's sides.
+    """
+
+    def __init__(self, network: nn.Module, patch_size: int) -> None:
+        super().__init__()
+        self.network = network
+        self.patch_size = patch_size
+
+    def forward(self, sample: Tensor, timestep: Tensor, class_labels: Tensor | None = None) -> Tensor:
+        """Noisy images (B, C, H, W), times (B,) and labels (B,) to the network's output (B, C, H, W)."""
+        patches = F.pixel_unshuffle(sample, self.patch_size)
+        found = self.network(patches, timestep, class_labels=class_labels).sample
+        return F.pixel_shuffle(found, self.patch_size)
 
 
 @MODELS.register_module(name="DiffusersDenoiser")

@@ -93,9 +93,34 @@ def test_other_images_than_square_ones() -> None:
     assert model(torch.zeros(1, 3, 4, 6), 5).shape == (1, 3, 4, 6)
 
 
+def test_a_patched_network_is_the_network_on_patches() -> None:
+    """Pixel (2i + a, 2j + b) is channel 2a + b of position (i, j), written out here by hand."""
+    model = MODELS.make(small(image_size=8, network={**SMALL, "patch_size": 2}))
+    inner = model.network.network
+    assert (inner.config.sample_size, inner.config.in_channels, inner.config.out_channels) == (4, 4, 4)
+    z, labels = images(8), torch.tensor([0, 2])
+    patches = torch.stack([z[:, 0, a::2, b::2] for a in (0, 1) for b in (0, 1)], 1)
+    found = inner(patches, torch.tensor([5, 5]), class_labels=labels).sample
+    answer = model(z, 5, labels)
+    assert answer.shape == z.shape
+    for k, (a, b) in enumerate([(0, 0), (0, 1), (1, 0), (1, 1)]):
+        assert torch.equal(answer[:, 0, a::2, b::2], found[:, k])
+
+
+def test_a_patched_network_costs_less() -> None:
+    """The same levels on patches of 2 × 2: a quarter of the positions."""
+    calls: list[torch.Size] = []
+    model = MODELS.make(small(image_size=8, network={**SMALL, "patch_size": 2}))
+    model.network.network.mid_block.register_forward_hook(lambda _m, _i, out: calls.append(out.shape[2:]))
+    model(images(8), 5, torch.tensor([0, 2]))
+    assert calls == [torch.Size((2, 2))]
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
+        (dict(image_size=8, network={**SMALL, "patch_size": 3}), "divides its image_size 8; got 3"),
+        (dict(image_size=6, network={**SMALL, "patch_size": 2}), "image_size 6 in patches of 2 is no multiple"),
         (dict(image_size=7), "halves its image 1 times; image_size 7"),
         (dict(network={**SMALL, "norm_num_groups": 16}), r"norm_num_groups 16 .* got \(8, 16\)"),
         (dict(network={**SMALL, "attention": "all"}), "unknown attention 'all'"),
