@@ -56,7 +56,7 @@ teacher_recipe = dict(
 )
 recipe = dict(
     epochs=5,
-    optimizer=dict(type="AdamW", lr=3e-4, weight_decay=0.0),
+    optimizer=dict(type="AdamW", lr=5e-4, weight_decay=0.0),
     param_scheduler=[dict(type="LinearLR", start_factor=1.0, end_factor=0.0)],
     clip_grad=dict(max_norm=1.0),
 )
