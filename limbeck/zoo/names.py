@@ -19,7 +19,8 @@ def architecture_name(config: Mapping[str, Any]) -> str:
     where it is not SegFormer's; 'resnetv1c18_aspp' for mmsegmentation's own configs. Detectors begin with their head:
     'gfl_resnet18w10', 'faster_rcnn_lite0', 'retinanet_mobilenetv2_050'; 'fcos_resnet50' for mmdetection's own configs.
     'pointpillars16' and 'second64' for detectors on LiDAR, with their width. A DualHead has its backbone's name, and
-    'resnet8_dual' with two heads. 'unet32-64_4step' for a diffusion model, with its channels and its sampler's steps.
+    'resnet8_dual' with two heads. 'unet32-64_4step' for a diffusion model, with its channels and its sampler's steps;
+    'unet32-64_patch2_4step' for one on patches.
     """
     kind = str(config["type"])
     if kind == "CIFARResNet":
@@ -66,7 +67,8 @@ def _denoiser(network: Mapping[str, Any]) -> str:
     """A U-Net with its channels where a config has them."""
     kind = str(network["type"]).lower()
     widths = network.get("block_out_channels") or ()
-    return _word(f"unet{'-'.join(map(str, widths))}" if kind == "unet2dmodel" else kind)
+    patch = f"_patch{size}" if (size := network.get("patch_size", 1)) > 1 else ""
+    return _word(f"unet{'-'.join(map(str, widths))}{patch}" if kind == "unet2dmodel" else kind)
 
 
 def _head(config: Mapping[str, Any]) -> str:

@@ -135,6 +135,10 @@ def test_cards_of_other_tasks_are_as_before(tmp_path: Path) -> None:
         (STUDENT, "unet8-8_2step"),
         (TEACHER, "unet8-8_50step"),
         (dict(type="Denoiser", network=dict(type="UNet2DModel")), "unet_50step"),
+        (
+            dict(type="Denoiser", network=dict(type="UNet2DModel", block_out_channels=(32, 64), patch_size=2)),
+            "unet32-64_patch2_50step",
+        ),
         (dict(type="Denoiser", network=dict(type="OtherNet"), sampler=dict(steps=4)), "othernet_4step"),
     ],
 )
