@@ -35,15 +35,25 @@ def run(
     predictions: Annotated[
         bool, typer.Option("--predictions/--no-predictions", help="Save those on the test split beside each student.")
     ] = True,
+    released_teachers: Annotated[
+        bool, typer.Option("--released-teachers", help="Take teachers that the zoo has, and train only the others.")
+    ] = False,
+    results: Annotated[Path, typer.Option(help="Folder with the records of released teachers.")] = Path("results"),
 ) -> None:
     """Make the runs of a suite that have no record yet, and show the table.
 
-    Example: limbeck bench run demo --only KD --seeds 2
+    Example: limbeck bench run diffusion --released-teachers --only PD
     """
-    from limbeck.engine.suite import load_suite
+    from limbeck.engine.suite import load_suite, plan
 
     folder = out or Path("out") / Path(suite).stem
-    outcome = _run(load_suite(suite), folder, seeds, only, jobs, threads, device, ray, predictions)
+    loaded = load_suite(suite)
+    if released_teachers:
+        from limbeck.zoo.teachers import take_teachers
+
+        for identity in take_teachers(plan(loaded, seeds=seeds, only=only), folder, results):
+            typer.echo(f"from the zoo: {identity}")
+    outcome = _run(loaded, folder, seeds, only, jobs, threads, device, ray, predictions)
     raise typer.Exit(1 if outcome.failed else 0)
 
 

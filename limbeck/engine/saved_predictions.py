@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from limbeck.engine.config import MetricConfig, parse
-from limbeck.engine.weights import atomic_path, sha256_file
+from limbeck.engine.weights import atomic_path, copy_file, sha256_file
 from limbeck.errors import ConfigError, CorruptFile, OutputError
 
 PREDICTIONS_FILE = "predictions.safetensors"
@@ -228,11 +228,8 @@ def saved_figures(config: Mapping[str, Any], path: str | Path) -> tuple[dict[str
 
 def copy_predictions(source: Path, folder: Path) -> None:
     """Copy the predictions of a run's folder, where it has any, into another one."""
-    import shutil
-
     place = folder / PREDICTIONS_FILE
     if not (source / PREDICTIONS_FILE).is_file():
         place.unlink(missing_ok=True)
         return
-    with atomic_path(place) as temporary:
-        shutil.copyfile(source / PREDICTIONS_FILE, temporary)
+    copy_file(source / PREDICTIONS_FILE, place)

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from limbeck.engine.weights import write_json
+from limbeck.engine.weights import copy_file, write_json
 from limbeck.errors import NotFetched, UserError
-from limbeck.zoo.fetching import copy_file
 from limbeck.zoo.index import CARDS, WEIGHTS
 from limbeck.zoo.sources import locate, weights
 

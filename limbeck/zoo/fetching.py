@@ -14,7 +14,6 @@ from __future__ import annotations
 import errno
 import io
 import os
-import shutil
 import tempfile
 import threading
 import time
@@ -230,11 +229,3 @@ def _short(error: BaseException) -> str:
     """The first sentence of a library's message."""
     text = str(error).partition("\n")[0].strip() or type(error).__name__
     return text[:200].rstrip(".")
-
-
-def copy_file(source: Path, target: Path) -> None:
-    """Copy a file, whole or not at all. Raises: OutputError."""
-    from limbeck.engine.weights import atomic_path
-
-    with atomic_path(target) as temporary:
-        shutil.copyfile(source, temporary)

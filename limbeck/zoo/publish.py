@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
 from inspect import Parameter, signature
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 from pydantic import ValidationError
 
 from limbeck.engine.record import RunRecord, read_record
-from limbeck.engine.weights import atomic_path, check_sha256, load_into, write_json
+from limbeck.engine.weights import check_sha256, copy_file, load_into, write_json
 from limbeck.errors import ConfigError, UnknownName, first_problem
 from limbeck.zoo.card import (
     DETECTION,
@@ -61,8 +60,7 @@ def add_student(
     if old is not None and old.record != card.record:
         raise ConfigError(f"the name {card.name!r} is taken by the run {old.record}; give this student another name")
     # The hash in the file's name: a new file never takes the place of the one that the present card names.
-    with atomic_path(root / WEIGHTS / card.file) as temporary:
-        shutil.copyfile(source, temporary)
+    copy_file(source, root / WEIGHTS / card.file)
     write_json(path, card.model_dump(mode="json"))
     if old is not None and old.file != card.file:
         (root / WEIGHTS / old.file).unlink(missing_ok=True)

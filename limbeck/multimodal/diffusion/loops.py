@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +17,7 @@ from limbeck.engine.record import RunRecord, config_hash, write_record
 from limbeck.engine.registry import LOOPS
 from limbeck.engine.run import STUDENT_FILE, RunOptions, execute
 from limbeck.engine.saved_predictions import PREDICTIONS_FILE, PredictionRecorder, copy_predictions
-from limbeck.engine.weights import atomic_path, load_into
+from limbeck.engine.weights import copy_file, load_into
 from limbeck.errors import ConfigError
 
 
@@ -52,8 +51,7 @@ class Halving(Loop):
         for number, steps in enumerate(rounds):
             records.append(self.round(config, options, folder, number, steps, records, len(rounds)))
         first, last = records[0], records[-1]
-        with atomic_path(folder / STUDENT_FILE) as temporary:
-            shutil.copyfile(self.weights(config, folder, len(rounds) - 1), temporary)
+        copy_file(self.weights(config, folder, len(rounds) - 1), folder / STUDENT_FILE)
         steps = sum(record.recipe.steps for record in records)
         figures, predictions = dict(last.metrics), last.predictions_sha256
         if len(rounds) > 1:

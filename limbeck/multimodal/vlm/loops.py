@@ -19,7 +19,7 @@ from limbeck.engine.run import STUDENT_FILE, RunOptions
 from limbeck.engine.saved_predictions import copy_predictions
 from limbeck.engine.selection import Strategy
 from limbeck.engine.shared_data import make_dataset, shared_data
-from limbeck.engine.weights import atomic_path
+from limbeck.engine.weights import copy_file
 from limbeck.errors import ConfigError
 from limbeck.multimodal.vlm.coverage import area_under_curve, class_coverage
 from limbeck.multimodal.vlm.oracle import KnownLabels
@@ -105,8 +105,7 @@ class ActiveLearning(Loop):
         counts = [len(labels) for labels in known]
         covered = [float(class_coverage(labels, classes).covered) for labels in known]
         record = whole(config, records, counts, covered, rounds.teachers(self.rounds + 1))
-        with atomic_path(folder / STUDENT_FILE) as temporary:
-            shutil.copyfile(rounds.weights(self.rounds), temporary)
+        copy_file(rounds.weights(self.rounds), folder / STUDENT_FILE)
         copy_predictions(rounds.weights(self.rounds).parent, folder)
         if options.records is not None:
             write_record(options.records, record)
