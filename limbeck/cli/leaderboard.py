@@ -107,6 +107,7 @@ for _command in (
     generated.samples,
     generated.trajectories,
     generated.hand_over,
+    generated.controls,
     reported_tables.reported,
     reported_tables.compare_reported,
     contributions.submit,

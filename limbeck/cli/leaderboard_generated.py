@@ -1,4 +1,4 @@
-"""The commands of `limbeck leaderboard` on generated images: samples, trajectories and hand-overs, for the page."""
+"""Commands of `limbeck leaderboard` on generated images: samples, trajectories, hand-overs, controls, for the page."""
 
 from __future__ import annotations
 
@@ -86,5 +86,45 @@ def hand_over(
             bar = bars.add_task(plan.group.name, total=None)
             path, found = draw_hand_over(plan, out, results=results, images=images, report=partial(advance, bars, bar))
             said = f"{hand_over_markdown(found)}\n\n{path.with_suffix('.json')}"
+            bars.console.print(said, markup=False, highlight=False)
+    say_shown(results, out)
+
+
+def controls(
+    benchmark: str,
+    results: ResultsFolders = RESULTS,
+    runs: Runs = None,
+    out: SiteFolder = SITE,
+    attribute: Annotated[str, typer.Option(help="What sliders give more of: ink_mass, width or height.")] = "ink_mass",
+    steps: Annotated[int, typer.Option(min=1, help="Updates of a slider's training.")] = 300,
+    images: Annotated[int, typer.Option(min=6, help="Images that every slope is of.")] = 100,
+    rank: Annotated[int, typer.Option(min=1, help="Of the low-rank adapter that a slider is.")] = 4,
+    pair: OnlyPair = None,
+) -> None:
+    """Train sliders on teacher and students and measure what each does on the other; print the table, for the page.
+
+    The figures lie beside the picture as JSON: the teacher's slider on the students of all seeds, and the slider of
+    each method's lowest seed on the teacher. Plain and BOOT are left out.
+
+    Example: limbeck leaderboard controls diffusion --attribute width --runs out/diffusion/runs
+    """
+    from limbeck.leaderboard.pictures.controls import check_attribute, draw_controls, plan_controls
+    from limbeck.leaderboard.site.controls import controls_markdown
+
+    check_attribute(attribute)
+    with progress(True) as bars:
+        for plan in planned(plan_controls, benchmark, results, runs, pair):
+            bar = bars.add_task(plan.group.name, total=None)
+            path, found = draw_controls(
+                plan,
+                out,
+                results=results,
+                attribute=attribute,
+                steps=steps,
+                images=images,
+                rank=rank,
+                report=partial(advance, bars, bar),
+            )
+            said = f"{controls_markdown(found)}\n\n{path.with_suffix('.json')}"
             bars.console.print(said, markup=False, highlight=False)
     say_shown(results, out)

@@ -12,10 +12,12 @@ from torch import Tensor, nn
 
 from limbeck.engine.config import RunConfig, parse
 from limbeck.engine.evaluate import build_dataset, without_pretrained
+from limbeck.engine.pixels import PixelPreprocessor, input_of
 from limbeck.engine.record import RunRecord
 from limbeck.engine.registry import MODELS
 from limbeck.engine.weights import load_into
-from limbeck.errors import ConfigError, CorruptFile
+from limbeck.errors import ConfigError
+from limbeck.leaderboard.pictures.splits import check_split
 from limbeck.multimodal.diffusion.adapter import generator
 from limbeck.multimodal.diffusion.evaluation.features import net_spec
 from limbeck.multimodal.diffusion.evaluation.reference import RealSplit, read_split
@@ -47,11 +49,7 @@ def requests_of(record: RunRecord, count: int | None = None) -> Requests:
     Raises: CorruptFile when the split is not the record's; ConfigError for another data set, or more than it has.
     """
     dataset = build_dataset(config_of(record).data, "test")
-    if dataset.content_hash != record.data.content_hash:
-        raise CorruptFile(
-            f"the test split of {record.data.name} found here has hash {dataset.content_hash[:12]}…, that of "
-            f"{record.id} has {record.data.content_hash[:12]}…; get the data that the record was made with"
-        )
+    check_split(record, "test", dataset.content_hash, record.data.content_hash)
     number = len(dataset) if count is None else count
     if not 1 <= number <= len(dataset):
         raise ConfigError(f"{record.id} is of {len(dataset)} requested images; ask for 1 to that many, not {number}")
@@ -73,6 +71,19 @@ def real_images(record: RunRecord) -> RealSplit:
     options: dict[str, Any] = dict(config_of(record).metric.options)
     net = str(options.get("features", "fashion-mnist"))
     return read_split(options.get("reference") or dict(type=net_spec(net).dataset, split="test"))
+
+
+def train_images(record: RunRecord, model: ImageGenerator) -> tuple[Tensor, Tensor]:
+    """The images (N, C, H, W) in [−1, 1] that a run was trained on, at the model's size, and their labels (N,).
+
+    Raises: CorruptFile when the split is not the record's; ConfigError for one without images; DataMissing.
+    """
+    found = read_split(config_of(record).data.train, f"of the training images of {record.id}")
+    check_split(record, "train", found.content_hash, record.data.train_hash)
+    if found.pixels.shape[1:] == (0,):
+        raise ConfigError(f"{record.id} was trained without images, and so says nothing of what its benchmark has")
+    ready = PixelPreprocessor(*input_of(model))(dict(inputs=found.pixels, data_samples=None))
+    return ready["inputs"], found.labels
 
 
 def rows_by_class(labels: Tensor, classes: int, rows: int, seed: int) -> Tensor:

@@ -12,15 +12,24 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from limbeck.engine.config import PLAIN
 from limbeck.engine.record import Finite, RunRecord
 from limbeck.errors import ConfigError
 from limbeck.leaderboard.checks import check_apart
-from limbeck.leaderboard.pictures.generators import TASKS, Generator, described, sampler_of, steps_of, teacher_of
-from limbeck.leaderboard.pictures.members import Member, MembersPlan, OfMembers, find_members, plan_members
+from limbeck.leaderboard.pictures.generators import (
+    TASKS,
+    Measured,
+    Taught,
+    described,
+    measured,
+    sampler_of,
+    steps_of,
+    taught_of,
+    with_teachers,
+)
+from limbeck.leaderboard.pictures.members import MembersPlan, find_members, plan_members
 from limbeck.leaderboard.pictures.plans import Strict, save_drawn
 from limbeck.leaderboard.places import Places
-from limbeck.leaderboard.store import FLAGGED, Group, Results
+from limbeck.leaderboard.store import Group, Results
 
 FOLDER = "hand-over"  # of a site; also the command that draws
 
@@ -34,59 +43,37 @@ class Point(Strict):
     metrics: dict[str, Finite]
 
 
-class HandedOver(Generator):
-    """A student, the record of its teacher, and its figures at every hand-over step."""
+class HandedOver(Taught):
+    """A student and its figures at every hand-over step."""
 
-    teacher: str
     sampler: str = Field(description="of the student's steps")
     recorded: dict[str, Finite] = Field(description="the student's figures as its record says; those at 0 are the same")
     points: list[Point]
 
 
-class HandOver(OfMembers):
+class HandOver(Measured[HandedOver]):
     """What lies beside a picture of hand-overs as JSON."""
 
     hand_over_version: Literal[1] = 1
-    data: str
-    split: Literal["test"] = "test"
-    content_hash: str = Field(description="of the requests")
-    noise_seed: int = Field(description="of the requests")
-    images: int = Field(description="requests that every figure is of: the first")
     metric_id: str = Field(description="feature nets, real split and number of images: figures of one id compare")
     primary_metric: str
     higher_is_better: bool
-    limbeck: str = Field(description="version that measured")
-    torch: str
-    threads: int
-    teachers: list[Generator]
-    members: list[HandedOver]
-
-    @property
-    def runs(self) -> Sequence[Member]:
-        return [*self.teachers, *self.members]
 
 
 def handed(group: Group) -> list[RunRecord]:
     """The runs that are measured: students of several steps, of all seeds, and their teachers, which come first.
 
-    The plain student is left out, as are variants and flagged runs, students of their own noise on the way (eta), and
-    those without the record of a teacher.
+    Students of their own noise on the way (eta) are left out, and others as `with_teachers` says.
 
     Raises: ConfigError where there is none.
     """
-    students = [
-        record
-        for name, seeds in group.students.items()
-        for record in seeds.values()
-        if name != PLAIN and record.status not in FLAGGED and _goes_on(record) and teacher_of(group, record) is not None
-    ]
-    if not students:
+    found = with_teachers(group, _goes_on)
+    if not found:
         raise ConfigError(
             f"{group.name}: no student of several steps with a teacher's record, so there is nothing to hand over to; "
             "name a pair of 2 steps or more"
         )
-    teachers = {t.id: t for record in students if (t := teacher_of(group, record)) is not None}
-    return [*teachers.values(), *students]
+    return found
 
 
 def _goes_on(record: RunRecord) -> bool:
@@ -121,19 +108,12 @@ def draw_hand_over(
         report: gets how many batches are done, and of how many.
     Raises: DataMissing, CorruptFile where data or weights are not those of the records; ConfigError; OutputError.
     """
-    import torch
-
-    from limbeck import __version__
     from limbeck.leaderboard.pictures.hand_over_run import measure
     from limbeck.leaderboard.pictures.panels_hand_over import draw_hand_over as draw
 
     check_apart(site, results)
     known = {record.id: record for record in plan.records}
-    taught: dict[str, str] = {}
-    for record in plan.records:
-        teacher = teacher_of(plan.group, record)
-        if record.id not in {t.id for t in plan.group.teachers} and teacher is not None:
-            taught[record.id] = teacher.id
+    taught = taught_of(plan)
     seen = measure(known, taught, plan.weights, images, report or (lambda done, total: None))
     first = known[next(iter(taught))]
     members = [
@@ -146,18 +126,10 @@ def draw_hand_over(
         )
         for student, teacher in taught.items()
     ]
-    said: dict[str, Any] = dict(
-        data=first.data.name,
-        content_hash=first.data.content_hash,
-        noise_seed=seen.seed,
-        images=seen.images,
+    said = measured(plan, taught, seen.seed, seen.images) | dict(
         metric_id=seen.metric_id,
         primary_metric=first.primary_metric,
         higher_is_better=first.higher_is_better,
-        limbeck=__version__,
-        torch=torch.__version__,
-        threads=torch.get_num_threads(),
-        teachers=[Generator(**described(known[one])) for one in dict.fromkeys(taught.values())],
         members=members,
     )
     picture = draw(members, first.primary_metric, f"{plan.group.name}: the teacher's first steps, the student's rest")

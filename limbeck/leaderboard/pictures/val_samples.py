@@ -9,8 +9,9 @@ import numpy as np
 from limbeck.engine.config import RunConfig, parse
 from limbeck.engine.evaluate import build_dataset
 from limbeck.engine.record import RunRecord
-from limbeck.errors import ConfigError, CorruptFile
+from limbeck.errors import ConfigError
 from limbeck.leaderboard.pictures.plans import DRAW_SEED
+from limbeck.leaderboard.pictures.splits import check_split
 
 
 def val_samples(record: RunRecord, count: int, *, spare: int = 0) -> tuple[RunConfig, Any, list[int]]:
@@ -22,11 +23,7 @@ def val_samples(record: RunRecord, count: int, *, spare: int = 0) -> tuple[RunCo
     """
     run = parse(RunConfig, dict(record.config), f"the config of {record.id}")
     dataset = build_dataset(run.data, "val")
-    if record.data.val_hash not in (None, dataset.content_hash):
-        raise CorruptFile(
-            f"the validation split of {record.data.name} found here has hash {dataset.content_hash[:12]}…, that of "
-            f"{record.id} has {record.data.val_hash[:12]}…; get the data that the record was made with"
-        )
+    check_split(record, "validation", dataset.content_hash, record.data.val_hash)
     if not 1 <= count <= len(dataset):
         raise ConfigError(f"--count {count}: the validation split has {len(dataset)} images; ask for 1 to that many")
     return run, dataset, np.random.default_rng(DRAW_SEED).permutation(len(dataset))[: count + spare].tolist()

@@ -30,7 +30,7 @@ def build_site(
 
     The site is made beside `out` and moved into place when it is whole. An older one there is replaced; other files
     in `out` are left alone. Pictures that `limbeck leaderboard examples`, `masks`, `voxels`, `reliability`, `chosen`,
-    `samples`, `trajectories` and `hand-over` drew there are shown.
+    `samples`, `trajectories`, `hand-over` and `controls` drew there are shown.
 
     Args:
         cards: of the zoo's students, as JSON values; those whose record is among the records and has their weights get

@@ -8,6 +8,7 @@ from limbeck.leaderboard.figures import BLANK, interval
 from limbeck.leaderboard.pictures.hand_overs import FOLDER, HandOver
 from limbeck.leaderboard.pictures.panels_hand_over import Mean, means_of
 from limbeck.leaderboard.pictures.plans import picture_view
+from limbeck.leaderboard.site.measured import measured_markdown
 from limbeck.leaderboard.table import HIGHER, decimals, title
 
 COLUMNS = ("precision", "recall", "coverage", "diversity_share", "label_agreement")  # beside the primary metric
@@ -62,7 +63,4 @@ def _plain(m: Mean, names: list[str], places: dict[str, int]) -> list[str]:
 def hand_over_markdown(found: HandOver) -> str:
     """The table and its note as Markdown."""
     columns, rows = hand_over_table(found)
-    rule = ["---" if name == "method" else "---:" for name in columns]
-    lines = ["| " + " | ".join(cells) + " |" for cells in (columns, rule, *rows)]
-    heading = f"**{found.benchmark}/{found.pair}** (version {found.benchmark_version})"
-    return "\n".join([heading, "", *lines, "", hand_over_note(found)])
+    return measured_markdown(found, columns, rows, hand_over_note(found), ("method",))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from limbeck.leaderboard.pictures.chosen import find_chosen
+from limbeck.leaderboard.pictures.controls import find_controls
 from limbeck.leaderboard.pictures.examples import find_examples
 from limbeck.leaderboard.pictures.hand_overs import find_hand_over
 from limbeck.leaderboard.pictures.masks import find_masks
@@ -16,6 +17,7 @@ from limbeck.leaderboard.pictures.samples import find_samples
 from limbeck.leaderboard.pictures.trajectories import find_trajectories
 from limbeck.leaderboard.pictures.voxels import find_voxels
 from limbeck.leaderboard.site.chosen import chosen_view
+from limbeck.leaderboard.site.controls import controls_view
 from limbeck.leaderboard.site.examples import examples_view
 from limbeck.leaderboard.site.hand_over import hand_over_view
 from limbeck.leaderboard.site.masks import masks_view
@@ -50,6 +52,7 @@ _KINDS: tuple[tuple[str, str, str, str, Callable[..., Any], Callable[..., dict[s
         find_hand_over,
         hand_over_view,
     ),
+    ("controls", "Controls that carry over", "Controls", "every number", find_controls, controls_view),
 )
 
 
