@@ -123,7 +123,7 @@ def test_sizes_below_one_are_refused(zoo):
         Predictor(NAME, batch_size=0, zoo_dir=zoo)
 
 
-@pytest.mark.parametrize("card", list_students(zoo_dir=SHIPPED), ids=lambda card: card.name)
+@pytest.mark.parametrize("card", [c for c in list_students(zoo_dir=SHIPPED) if not c.generates], ids=lambda c: c.name)
 def test_shipped_student_predicts(card):
     stacks = {"semantic-segmentation": "mmseg", "object-detection": "mmdet", "3d-object-detection": "mmdet3d"}
     if stack := stacks.get(card.task):
