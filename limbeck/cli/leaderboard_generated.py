@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
@@ -81,12 +83,8 @@ def hand_over(
     from limbeck.leaderboard.pictures.hand_overs import draw_hand_over, plan_hand_over
     from limbeck.leaderboard.site.hand_over import hand_over_markdown
 
-    with progress(True) as bars:
-        for plan in planned(plan_hand_over, benchmark, results, runs, pair):
-            bar = bars.add_task(plan.group.name, total=None)
-            path, found = draw_hand_over(plan, out, results=results, images=images, report=partial(advance, bars, bar))
-            said = f"{hand_over_markdown(found)}\n\n{path.with_suffix('.json')}"
-            bars.console.print(said, markup=False, highlight=False)
+    draw = partial(draw_hand_over, results=results, images=images)
+    _measure(planned(plan_hand_over, benchmark, results, runs, pair), draw, hand_over_markdown, out)
     say_shown(results, out)
 
 
@@ -112,19 +110,16 @@ def controls(
     from limbeck.leaderboard.site.controls import controls_markdown
 
     check_attribute(attribute)
-    with progress(True) as bars:
-        for plan in planned(plan_controls, benchmark, results, runs, pair):
-            bar = bars.add_task(plan.group.name, total=None)
-            path, found = draw_controls(
-                plan,
-                out,
-                results=results,
-                attribute=attribute,
-                steps=steps,
-                images=images,
-                rank=rank,
-                report=partial(advance, bars, bar),
-            )
-            said = f"{controls_markdown(found)}\n\n{path.with_suffix('.json')}"
-            bars.console.print(said, markup=False, highlight=False)
+    draw = partial(draw_controls, results=results, attribute=attribute, steps=steps, images=images, rank=rank)
+    _measure(planned(plan_controls, benchmark, results, runs, pair), draw, controls_markdown, out)
     say_shown(results, out)
+
+
+def _measure(plans: Iterable[Any], draw: Callable[..., Any], table: Callable[[Any], str], out: Path) -> None:
+    """Measure each plan under a bar, and print its table and where its figures lie."""
+    with progress(True) as bars:
+        for plan in plans:
+            bar = bars.add_task(plan.group.name, total=None)
+            path, found = draw(plan, out, report=partial(advance, bars, bar))
+            said = f"{table(found)}\n\n{path.with_suffix('.json')}"
+            bars.console.print(said, markup=False, highlight=False)

@@ -15,8 +15,7 @@ from limbeck.cli import main
 from limbeck.engine import bench
 from limbeck.engine.record import read_record
 from limbeck.engine.suite import load_suite, plan
-from tests.engine.test_bench import toy_suite
-from tests.engine.toys import toy_pair
+from tests.engine.toys import toy_pair, toy_suite
 
 ROOT = Path(__file__).parents[2]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import gc
-import json
 import os
 import signal
 import subprocess
@@ -22,29 +21,17 @@ from limbeck.engine.distiller import Distiller
 from limbeck.engine.output import exclusive
 from limbeck.engine.record import iter_records, read_record, record_path
 from limbeck.engine.runner import DistillRunner
-from limbeck.engine.suite import Suite, load_suite, plan
+from limbeck.engine.suite import plan
 from limbeck.errors import OutputError
-from tests.engine.toys import toy_pair
+from tests.engine.toys import toy_pair, toy_suite
 
 ROOT = Path(__file__).parents[2]
-METHODS = ["ToyMatch", "ToyBridge"]
 
 
 @pytest.fixture(autouse=True)
 def _importable(monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-
-
-def toy_suite(folder: Path, **changes) -> Suite:
-    pair = toy_pair(**changes)
-    lines = ["custom_imports = dict(imports=['tests.engine.toys'])"]
-    lines += [f"{key} = {value!r}" for key, value in pair.model_dump(exclude_defaults=True).items()]
-    (folder / "toy.py").write_text("\n".join(lines))
-    text = 'name = "toys"\ntitle = "Toys"\nseeds = [0, 1]\n[[groups]]\n'
-    text += f'config = "{folder / "toy.py"}"\nmethods = {json.dumps(METHODS)}\n'
-    (folder / "toys.toml").write_text(text)
-    return load_suite(str(folder / "toys.toml"))
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -71,7 +58,7 @@ def test_students_are_linked_to_the_teachers_record(tmp_path):
     records = {r.id: r for _, r in iter_records(tmp_path / "out" / "records")}
     teacher = records["toy/toy4-toy2/teacher/seed0"]
     for record in records.values():
-        if record.method in METHODS:
+        if record.method in ("ToyMatch", "ToyBridge"):
             assert record.teacher_record == teacher.id
             assert record.config["model"]["members"]["teacher"]["sha256"] == teacher.student_sha256
             assert records[record.plain_record].initial_hash == record.initial_hash

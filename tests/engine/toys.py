@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,6 +16,7 @@ from limbeck.engine.adapter import Batch, Forward, TaskAdapter
 from limbeck.engine.config import PairConfig, RunConfig, expand
 from limbeck.engine.method import LinkInputs, Method
 from limbeck.engine.registry import ADAPTERS, DATASETS, METHODS, METRICS, MODELS
+from limbeck.engine.suite import Suite, load_suite
 from limbeck.engine.weights import save_weights
 
 
@@ -232,3 +235,16 @@ def toy_pair(**changes: Any) -> PairConfig:
 def toy_run(folder: Path, method: str = "ToyMatch", seed: int = 0, **changes: Any) -> RunConfig:
     """One run of the toy pair, with a teacher on disk."""
     return expand(toy_pair(**changes), method, seed, teacher_weights=teacher_file(folder))
+
+
+def toy_suite(
+    folder: Path, *, seeds: Sequence[int] = (0, 1), methods: Sequence[str] = ("ToyMatch", "ToyBridge"), **changes: Any
+) -> Suite:
+    """A suite of the toy pair, whose files are written into the folder."""
+    lines = ["custom_imports = dict(imports=['tests.engine.toys'])"]
+    lines += [f"{key} = {value!r}" for key, value in toy_pair(**changes).model_dump(exclude_defaults=True).items()]
+    (folder / "toy.py").write_text("\n".join(lines))
+    text = f'name = "toys"\ntitle = "Toys"\nseeds = {json.dumps(seeds)}\n[[groups]]\n'
+    text += f'config = "{folder / "toy.py"}"\nmethods = {json.dumps(methods)}\n'
+    (folder / "toys.toml").write_text(text)
+    return load_suite(str(folder / "toys.toml"))

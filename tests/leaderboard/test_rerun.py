@@ -23,7 +23,7 @@ from limbeck.leaderboard.rerun import (
     render_cells,
     table_suite,
 )
-from tests.engine.test_bench import toy_suite
+from tests.engine.toys import toy_suite
 from tests.leaderboard.fabricate import fabricate, with_values, write_all
 
 KD = [f"toy/big-small/kd/seed{s}" for s in range(4)]

@@ -10,7 +10,7 @@ from typing import Any
 from limbeck.engine.record import RunRecord
 from limbeck.engine.run import RunOptions, execute
 from limbeck.engine.suite import plan, resolve
-from tests.engine.test_bench import toy_suite
+from tests.engine.toys import toy_suite
 
 
 def run_toys(folder: Path, **changes: Any) -> SimpleNamespace:

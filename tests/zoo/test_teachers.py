@@ -10,30 +10,26 @@ import pytest
 
 from limbeck.engine.bench import Paths, run_suite
 from limbeck.engine.record import record_path
-from limbeck.engine.suite import Suite, load_suite, plan
+from limbeck.engine.suite import Suite, plan
 from limbeck.engine.weights import sha256_file
 from limbeck.errors import CorruptFile
 from limbeck.zoo import teachers
 from limbeck.zoo.teachers import take_teachers
-from tests.engine.toys import toy_pair
+from tests.engine.toys import toy_suite
 
 
 @pytest.fixture
 def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Suite, Paths, str, Path]:
     """A suite that was run, and a zoo that has its teacher's weights."""
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
-    lines = ["custom_imports = dict(imports=['tests.engine.toys'])"]
-    lines += [f"{key} = {value!r}" for key, value in toy_pair().model_dump(exclude_defaults=True).items()]
-    (tmp_path / "toy.py").write_text("\n".join(lines))
-    text = f'name = "toys"\ntitle = "Toys"\nseeds = [0]\n[[groups]]\nconfig = "{tmp_path / "toy.py"}"\n'
-    (tmp_path / "toys.toml").write_text(text + 'methods = ["ToyMatch"]\n')
-    suite = load_suite(str(tmp_path / "toys.toml"))
+    suite = toy_suite(tmp_path, seeds=[0], methods=["ToyMatch"])
     before = Paths(tmp_path / "before")
     run_suite(suite, before.out, jobs=1)
     teacher = next(job.id for job in plan(suite) if job.method == "teacher")
     weights = tmp_path / "zoo.safetensors"
     shutil.copyfile(before.runs / teacher / "student.safetensors", weights)
-    monkeypatch.setattr(teachers, "weight_files", lambda *, zoo_dir=None: {sha256_file(weights): weights})
+    shelf = {sha256_file(weights): weights}
+    monkeypatch.setattr(teachers, "weight_files", lambda *, zoo_dir=None: shelf)
     return suite, before, teacher, weights
 
 

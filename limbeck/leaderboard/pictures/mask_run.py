@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from limbeck.engine.evaluate import eval_loader
 from limbeck.engine.hooks import distiller_of
 from limbeck.engine.record import RunRecord
 from limbeck.engine.run import STUDENT_FILE, RunOptions, execute
+from limbeck.engine.weights import copy_file
 from limbeck.leaderboard.pictures.masks import LINK, Report
 from limbeck.leaderboard.pictures.val_samples import val_samples
 
@@ -153,9 +153,7 @@ def train_again(record: RunRecord, teachers: Mapping[str, Path], count: int, rep
     with tempfile.TemporaryDirectory(prefix="limbeck-masks-") as scratch:
         runs = Path(scratch) / "runs"
         for identity, path in teachers.items():  # where the config's 'run://' weights are looked for
-            place = runs / identity / STUDENT_FILE
-            place.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, place)
+            copy_file(path, runs / identity / STUDENT_FILE)
         options = RunOptions(
             out=runs,
             cache=Path(scratch) / "cache",
