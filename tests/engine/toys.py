@@ -238,13 +238,13 @@ def toy_run(folder: Path, method: str = "ToyMatch", seed: int = 0, **changes: An
 
 
 def toy_suite(
-    folder: Path, *, seeds: Sequence[int] = (0, 1), methods: Sequence[str] = ("ToyMatch", "ToyBridge"), **changes: Any
+    folder: Path, *, seeds: Sequence[int] = (0, 1), chosen: Sequence[str] = ("ToyMatch", "ToyBridge"), **changes: Any
 ) -> Suite:
-    """A suite of the toy pair, whose files are written into the folder."""
+    """A suite of the toy pair, so changed, with the chosen methods; its files are written into the folder."""
     lines = ["custom_imports = dict(imports=['tests.engine.toys'])"]
     lines += [f"{key} = {value!r}" for key, value in toy_pair(**changes).model_dump(exclude_defaults=True).items()]
     (folder / "toy.py").write_text("\n".join(lines))
     text = f'name = "toys"\ntitle = "Toys"\nseeds = {json.dumps(seeds)}\n[[groups]]\n'
-    text += f'config = "{folder / "toy.py"}"\nmethods = {json.dumps(methods)}\n'
+    text += f'config = "{folder / "toy.py"}"\nmethods = {json.dumps(chosen)}\n'
     (folder / "toys.toml").write_text(text)
     return load_suite(str(folder / "toys.toml"))

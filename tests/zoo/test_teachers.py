@@ -22,7 +22,7 @@ from tests.engine.toys import toy_suite
 def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Suite, Paths, str, Path]:
     """A suite that was run, and a zoo that has its teacher's weights."""
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
-    suite = toy_suite(tmp_path, seeds=[0], methods=["ToyMatch"])
+    suite = toy_suite(tmp_path, seeds=[0], chosen=["ToyMatch"])
     before = Paths(tmp_path / "before")
     run_suite(suite, before.out, jobs=1)
     teacher = next(job.id for job in plan(suite) if job.method == "teacher")
