@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 
 
 SUITES = """demo fashion-mnist cifar10-jpeg-cross ensemble flowers5 search ablation camvid bccd lidar dho dho-digits
-active-digits active"""
+active-digits active diffusion"""
 
 
 @pytest.mark.parametrize("suite", SUITES.split())
