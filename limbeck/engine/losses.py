@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from functools import lru_cache
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -37,13 +40,31 @@ def hcl_loss(student: Tensor, teacher: Tensor) -> Tensor:
             f"the hierarchical context loss compares maps (B, C, H, W); got {tuple(student.shape)} on both sides"
         )
     s, t = student.float(), teacher.detach().float()
-    loss, weight, total = F.mse_loss(s, t), 1.0, 1.0
-    for size in POOLED_SIZES:
-        if size < s.shape[2]:
-            weight /= 2
-            total += weight
-            loss = loss + weight * F.mse_loss(F.adaptive_avg_pool2d(s, size), F.adaptive_avg_pool2d(t, size))
+    pooling, total = _pooling(s.shape[2], s.shape[3])
+    loss = F.mse_loss(s, t)
+    if pooling.numel():
+        with torch.autocast(s.device.type, enabled=False):
+            pooled = (s - t).flatten(2) @ pooling.to(s.device)  # it is linear: the difference in place of both maps
+        loss = loss + pooled.square().sum() / (s.shape[0] * s.shape[1])
     return loss / total
+
+
+@lru_cache(maxsize=64)
+def _pooling(height: int, width: int) -> tuple[Tensor, float]:
+    """All pooling of `hcl_loss` as one matrix, and the sum of the weights.
+
+    Returns: (H · W, Σ l²), a column a bin, times √(weight / l²): the squares of a map's products add up to the weighted
+    mean squares of its pooled maps. Without columns where nothing is pooled.
+    """
+    with torch.inference_mode(False), torch.device("cpu"):  # what is kept must be of use to any caller
+        columns, weight, total = [torch.empty(height * width, 0)], 1.0, 1.0
+        for size in POOLED_SIZES:
+            if size < height:
+                weight /= 2
+                total += weight
+                rows, across = (F.adaptive_avg_pool1d(torch.eye(n)[:, None], size)[:, 0] for n in (height, width))
+                columns.append(torch.kron(rows, across) * math.sqrt(weight / size**2))
+        return torch.cat(columns, 1), total
 
 
 def check_logits(what: str, teacher: tuple[int, ...], student: tuple[int, ...], *, axes: Sequence[int] = (2,)) -> None:

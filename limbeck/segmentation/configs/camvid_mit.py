@@ -1,10 +1,13 @@
 """CamVid: SegFormer-B0 with a head of 128 channels teaches one of half its width, from random weights.
 
 The teacher is the student by KD of `segmentation/camvid_mit_teacher`. Weights are TransKD's and those of the code of
-CIRKD.
+CIRKD. TransKD's fusion is as wide as the student's first stage; the paper's 64 channels, for networks of two to four
+times the width, cost nearly twice as much. CWD is on the logits, CWD-feature on the map before
+the classifier as well.
 """
 
 from limbeck.segmentation.configs._base_.camvid_parts import cwd as _cwd
+from limbeck.segmentation.configs._base_.camvid_parts import cwd_logits as _cwd_logits
 from limbeck.segmentation.configs._base_.camvid_parts import kd as _kd
 from limbeck.segmentation.configs._base_.camvid_parts import mit16 as _student
 from limbeck.segmentation.configs._base_.camvid_parts import mit32 as _teacher
@@ -20,11 +23,13 @@ teacher_of = "segmentation/camvid_mit_teacher:KD"
 recipe = _recipe(4e-3)
 cache = dict(dtype="float16")
 
+_transkd = dict(type="TransKD", width=16)
 methods = {
     "KD": dict(links=[_kd]),
-    "CWD": dict(links=_cwd("decode_head.fusion_conv", "decode_head.fusion_conv")),
+    "CWD": dict(links=[_kd, _cwd_logits]),
+    "CWD-feature": dict(links=_cwd("decode_head.fusion_conv", "decode_head.fusion_conv")),
     "ReviewKD": dict(links=[dict(type="ReviewKD", taps=_stages, width=64, weight=1.0)]),
-    "TransKD-Base": dict(links=[dict(type="TransKD")]),
-    "TransKD-GL": dict(links=[dict(type="TransKD", mixer=True)]),
-    "TransKD-EA": dict(links=[dict(type="TransKD", assistant=True)]),
+    "TransKD-Base": dict(links=[_transkd]),
+    "TransKD-GL": dict(links=[dict(_transkd, mixer=True)]),
+    "TransKD-EA": dict(links=[dict(_transkd, assistant=True)]),
 }

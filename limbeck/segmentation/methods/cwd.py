@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from limbeck.engine.bridges import mismatch
 from limbeck.engine.losses import RESIZED, check_temperature, fit_logits
@@ -33,10 +33,33 @@ def cwd_loss(student: Tensor, teacher: Tensor, *, temperature: float = 4.0) -> T
     """
     if student.dim() != 4 or teacher.dim() != 4 or student.shape[:2] != teacher.shape[:2]:
         raise mismatch("CWD", tuple(teacher.shape), tuple(student.shape))
-    log_q = F.log_softmax(fit_logits(student, teacher).float().flatten(2) / temperature, dim=2)
-    log_p = F.log_softmax(teacher.detach().float().flatten(2) / temperature, dim=2)
-    channels = teacher.shape[1]
-    return temperature**2 / channels * F.kl_div(log_q, log_p, log_target=True, reduction="batchmean")
+    fitted = fit_logits(student, teacher).float().flatten(2)
+    rows = fitted.shape[0] * fitted.shape[1]
+    divergence = _Divergence.apply(fitted / temperature, teacher.detach().float().flatten(2) / temperature)
+    return temperature**2 / rows * divergence
+
+
+class _Divergence(torch.autograd.Function):
+    """Σ over rows of KL(σ(y) ‖ σ(x)) = Σ σ(y) (y − x) + logsumexp(x) − logsumexp(y); its gradient in x is σ(x) − σ(y).
+
+    By autograd the two log-soft-maxes and the sum over their difference take half as much time again.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor) -> Tensor:
+        """Rows along the last axis."""
+        x, y = x - x.amax(-1, keepdim=True), y - y.amax(-1, keepdim=True)
+        q, p = x.softmax(-1), y.softmax(-1)
+        normalisers = (p.amax(-1).log() - q.amax(-1).log()).sum()  # the largest of a row is 1 / Σ exp
+        value = torch.dot(p.flatten(), y.sub_(x).flatten()) + normalisers
+        ctx.save_for_backward(q.sub_(p))
+        return value
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (difference,) = ctx.saved_tensors
+        return gradient * difference, None
 
 
 @METHODS.register_module()

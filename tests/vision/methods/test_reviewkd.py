@@ -85,6 +85,16 @@ def test_constant_difference_counts_squared_whatever_the_size(side: int) -> None
     assert hcl_loss(teacher - 1.5, teacher).item() == pytest.approx(2.25, rel=1e-5)
 
 
+def test_a_first_call_in_inference_mode_leaves_nothing_that_training_cannot_use() -> None:
+    student, teacher = common.randn(1, 2, 11, 13), common.randn(1, 2, 11, 13, seed=1)
+    with torch.inference_mode():
+        seen = hcl_loss(student, teacher).item()
+    loss = hcl_loss(student.requires_grad_(), teacher)
+    loss.backward()
+    assert loss.item() == seen
+    assert student.grad.abs().max() > 0
+
+
 def test_gradient_reaches_student_only() -> None:
     common.check_one_sided(hcl_loss, common.randn(2, 3, 8, 8, seed=0), common.randn(2, 3, 8, 8, seed=1))
 

@@ -27,6 +27,7 @@ mobilenet = dict(type="MobileNetV2Segmentor", width=0.35, channels=32, **_shape)
 logits = [("logits", "logits")]
 stages = [(f"backbone[{i}]", f"backbone[{i}]") for i in range(4)]
 kd = dict(type="KD", weight=1.0, temperature=1.0)  # as in the code of CIRKD, which adds it to its peers too
+cwd_logits = dict(type="CWD", taps=logits, temperature=4.0, weight=3.0)
 
 
 def adamw(lr: float) -> dict:
@@ -46,5 +47,5 @@ def cwd(teacher: str, student: str) -> list:
     return [
         kd,
         dict(type="CWD", taps=[(teacher, student)], temperature=4.0, weight=50.0),
-        dict(type="CWD", taps=logits, temperature=4.0, weight=3.0),
+        cwd_logits,
     ]
