@@ -56,6 +56,20 @@ def test_detection_page_has_the_measured_cost_of_a_step():
     assert {row[0]: row[3] for row in rows} == {m: f"{fmean(peaks[m]) / plain:.2f}" for m in said}
 
 
+def test_segmentation_page_has_the_measured_cost_of_a_step():
+    pairs = json.loads((ROOT / "benchmarks" / "perf" / "steps" / "camvid.json").read_text())["methods"]
+    text = (ROOT / "docs" / "segmentation-results.md").read_text(encoding="utf-8")
+    table = text.split("<!-- steps -->")[1].split("<!-- /steps -->")[0]
+    rows = [[c.strip() for c in line.strip("|").split("|")] for line in table.strip().splitlines()[2:]]
+    said = {(row[0], row[1]): (row[2], row[3]) for row in rows}
+    found = {
+        (f"`{pair}`", method): (f"{s['median']:.2f}", f"{s['min']:.2f} to {s['max']:.2f}")
+        for pair, methods in pairs.items()
+        for method, s in methods.items()
+    }
+    assert said == found
+
+
 def test_lidar_page_says_what_to_expect_at_each_size():
     """Means over the seeds, of simulated scenes and of the real frames."""
     text = (ROOT / "docs" / "pointcloud-results.md").read_text(encoding="utf-8")
