@@ -6,11 +6,13 @@ within two seconds before the index was made is never kept, for a second write i
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -168,6 +170,19 @@ def _chunks(root: Path, paths: Sequence[str]) -> Iterator[list[tuple[Any, ...] |
     yield from found
 
 
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """For a chunk of records: no search for cycles, which would go through their many values and find none."""
+    before = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if before:
+            gc.enable()
+
+
+@uncollected()
 def _read_chunk(root: Path, paths: Sequence[str]) -> list[tuple[Any, ...] | UserError]:
     found: list[tuple[Any, ...] | UserError] = []
     for path in paths:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import time
@@ -15,7 +16,7 @@ import pytest
 import limbeck.leaderboard.index as index
 from limbeck.engine.record import RunRecord, iter_records, read_record, record_path, write_failure
 from limbeck.errors import CorruptFile
-from limbeck.leaderboard.index import index_path, list_files, read_fast, read_index
+from limbeck.leaderboard.index import index_path, list_files, read_fast, read_index, uncollected
 from limbeck.leaderboard.index_row import COLUMNS, row_of
 from limbeck.leaderboard.store import load_results
 from tests.leaderboard.fabricate import fabricate, failure, suite, write_all
@@ -181,3 +182,25 @@ def test_a_kept_index_costs_a_fraction_of_reading(folder: Path) -> None:
         assert len(read_index(folder, list_files(folder))) > 200
         spent.append(time.process_time() - start)
     assert spent[1] < spent[0] / 2
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_cycles_are_looked_for_again_after_a_chunk_and_after_its_failure(before: bool) -> None:
+    states = []
+
+    @uncollected()
+    def work(fail: bool) -> None:
+        states.append(gc.isenabled())
+        if fail:
+            raise CorruptFile("a record")
+
+    (gc.enable if before else gc.disable)()
+    try:
+        work(False)
+        assert gc.isenabled() == before
+        with pytest.raises(CorruptFile, match="a record"):
+            work(True)
+        assert gc.isenabled() == before
+    finally:
+        gc.enable()
+    assert states == [False, False]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from limbeck.engine.record import RunRecord, read_record
-from limbeck.leaderboard.index import CHUNK, PROCESSES_FROM
+from limbeck.leaderboard.index import CHUNK, PROCESSES_FROM, uncollected
 from limbeck.leaderboard.site.commands import Run
 from limbeck.leaderboard.site.record import record_view
 from limbeck.leaderboard.site.renderer import Pages
@@ -74,6 +74,7 @@ def _linked(ids: Iterable[str | None], known: Mapping[str, Run]) -> dict[str, Ru
     return found
 
 
+@uncollected()
 def write_chunk(pages: Pages, chunk: Mapping[str, str], known: Mapping[str, Run]) -> list[str]:
     """Write the pages of some records, id → folder, and their files; returns the ids."""
     made = f"{pages.made}/records"
