@@ -11,6 +11,10 @@ import pytest
 from limbeck.engine.record import RunRecord, iter_records
 from limbeck.engine.suite import load_suite, plan, state
 from limbeck.leaderboard import build_tables, load_results, update_markdown
+from limbeck.leaderboard.pictures.controls import Controls
+from limbeck.leaderboard.pictures.hand_overs import HandOver
+from limbeck.leaderboard.site.controls import controls_markdown
+from limbeck.leaderboard.site.hand_over import hand_over_markdown
 
 ROOT = Path(__file__).parents[2]
 
@@ -68,6 +72,16 @@ def test_segmentation_page_has_the_measured_cost_of_a_step():
         for method, s in methods.items()
     }
     assert said == found
+
+
+@pytest.mark.parametrize(
+    ("kept", "kind", "markdown"),
+    [("hand-over", HandOver, hand_over_markdown), ("controls", Controls, controls_markdown)],
+)
+def test_diffusion_page_has_what_was_measured_beside_the_records(kept, kind, markdown):
+    found = kind.model_validate_json((ROOT / "benchmarks" / "diffusion" / f"{kept}.json").read_bytes())
+    table = markdown(found).split("\n\n")[1]
+    assert table in (ROOT / "docs" / "diffusion.md").read_text(encoding="utf-8")
 
 
 def test_lidar_page_says_what_to_expect_at_each_size():

@@ -2,7 +2,7 @@
 
 The teacher is the student by KD of `segmentation/camvid_mit_teacher`. Weights are TransKD's and those of the code of
 CIRKD. TransKD's fusion is as wide as the student's first stage; the paper's 64 channels are for networks of two to four
-times the width, and cost nearly twice as much. CWD is on the logits, CWD-feature on the map before the classifier too.
+times the width, and cost more. CWD is on the logits, CWD-feature on the map before the classifier too.
 """
 
 from limbeck.segmentation.configs._base_.camvid_parts import cwd as _cwd
